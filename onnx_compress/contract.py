@@ -1,0 +1,106 @@
+"""What a pass is given, what it returns, and what it may say.
+
+A pass is a frozen dataclass whose fields are its options, and one method. A valid model in, a valid model out;
+the input is never changed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from onnx_compress.model.document import Model
+    from onnx_compress.runtime.clock import Clock
+    from onnx_compress.runtime.data import Data
+
+
+@dataclass(frozen=True)
+class Change:
+    """One edit: `node` went from `before` to `after`; `error` is the edit's own relative output error, if known."""
+
+    node: str
+    what: str
+    before: str
+    after: str
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Why a node was left alone."""
+
+    node: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A choice that the clock made, kept so that a replay needs no clock.
+
+    what: "keep", "round_to" or "time"; ratio: time before over time after, with its 95 % interval low..high.
+    """
+
+    node: str
+    what: str
+    value: float
+    kept: bool
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass returns: the new model, and everything it did and did not do."""
+
+    model: Model
+    changes: Sequence[Change] = ()
+    skips: Sequence[Skip] = ()
+    decisions: Sequence[Decision] = ()
+    warnings: Sequence[str] = ()
+
+
+def _identity(model: Model) -> Model:
+    return model
+
+
+def _silent(done: int, total: int, what: str) -> None:
+    """Progress goes nowhere."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a pass gets.
+
+    model: the model as it now is, prepared; original: the prepared input of the whole run, whose outputs repair aims at;
+    data: calibration batches, or None; seed: of every random choice; clock: measures or replays;
+    finish: a model as the later passes of the recipe will leave it, quickly (for clock decisions);
+    progress(done, total, what): to be called now and then.
+    """
+
+    model: Model
+    original: Model
+    data: Data | None
+    seed: int
+    clock: Clock
+    finish: Callable[[Model], Model] = _identity
+    progress: Callable[[int, int, str], None] = _silent
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A frozen dataclass: its fields are its options, `name` is the word the user types."""
+
+    name: ClassVar[str]
+
+    def apply(self, job: Job) -> Result:
+        """The job's model, compressed, and what was done to it."""
+        ...
+
+    @property
+    def __dataclass_fields__(self) -> dict[str, Any]: ...

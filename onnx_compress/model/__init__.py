@@ -1,0 +1,1 @@
+"""What a model is: document, surgery, the canonical form, channels and cost."""

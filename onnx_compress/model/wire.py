@@ -1,0 +1,102 @@
+"""Splits a serialized ONNX message into a small skeleton and the places of its weights, without parsing the weights.
+
+The protobuf wire format is a sequence of (tag, payload) fields. Every `TensorProto.raw_data` of THRESHOLD bytes or more
+is left out of the skeleton and replaced by a reference in `external_data`; everything else is copied as it stands.
+https://protobuf.dev/programming-guides/encoding/
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from google.protobuf.descriptor import Descriptor
+
+THRESHOLD = 1024  # bytes: smaller tensors stay inline (shapes, scales, indices)
+_TENSOR = onnx.TensorProto.DESCRIPTOR
+_RAW_DATA = _TENSOR.fields_by_name["raw_data"].number
+
+
+def split(buffer: memoryview) -> tuple[bytes, list[tuple[int, int]]]:
+    """The skeleton of the serialized ModelProto in `buffer`, and (offset, length) of each weight left out of it.
+
+    The i-th weight is the tensor whose `external_data` has location `str(i)`.
+    Raises ValueError where the buffer is not a whole protobuf message.
+    """
+    places: list[tuple[int, int]] = []
+    skeleton = b"".join(_copy(buffer, 0, len(buffer), onnx.ModelProto.DESCRIPTOR, places))
+    return skeleton, places
+
+
+def _copy(
+    buffer: memoryview, start: int, end: int, kind: Descriptor, places: list[tuple[int, int]]
+) -> Iterator[bytes]:
+    """The fields of one message, weights left out."""
+    children = {field.number: field.message_type for field in kind.fields if field.message_type is not None}
+    at = start
+    while at < end:
+        field_start = at
+        tag, at = _varint(buffer, at, end)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type != 2:
+            at = _skip(buffer, at, end, wire_type)
+            yield bytes(buffer[field_start:at])
+            continue
+        length, body = _varint(buffer, at, end)
+        at = body + length
+        if at > end:
+            msg = f"a field at byte {field_start} claims {length} bytes, more than the file has"
+            raise ValueError(msg)
+        if length < THRESHOLD:
+            yield bytes(buffer[field_start:at])
+        elif kind is _TENSOR and number == _RAW_DATA:
+            yield _reference(len(places))
+            places.append((body, length))
+        elif number in children:
+            message = b"".join(_copy(buffer, body, at, children[number], places))
+            yield _encode(tag) + _encode(len(message)) + message
+        else:
+            yield bytes(buffer[field_start:at])
+
+
+def _reference(index: int) -> bytes:
+    """The TensorProto fields that stand for the weight `index`."""
+    stub = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
+    stub.external_data.add(key="location", value=str(index))
+    encoded: bytes = stub.SerializeToString()
+    return encoded
+
+
+def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = buffer[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    msg = f"a number breaks off at byte {at}"
+    raise ValueError(msg)
+
+
+def _skip(buffer: memoryview, at: int, end: int, wire_type: int) -> int:
+    if wire_type == 0:
+        return _varint(buffer, at, end)[1]
+    if wire_type in (1, 5) and at + (8 if wire_type == 1 else 4) <= end:
+        return at + (8 if wire_type == 1 else 4)
+    msg = f"no protobuf field at byte {at}"
+    raise ValueError(msg)
+
+
+def _encode(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,1 @@
+"""The mathematics that several passes share; arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""What running a model tells: sessions, data, streamed statistics, the clock."""

@@ -1,0 +1,142 @@
+"""Runs a model with onnxruntime."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from onnx_compress.errors import InputError, LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.model.document import Model
+
+    Array = NDArray[Any]
+
+INLINE = 64 * 2**20  # bytes of weights up to which a session gets them inline; above, from a mapped scratch file
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A graph input that must be fed: `shape` holds ints, names of symbolic sizes, or None; `dtype` is a numpy type."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
+
+
+class Session:
+    """`model` loaded by onnxruntime on the CPU.
+
+    threads: intra-op threads; optimize: all of onnxruntime's graph optimisations, or none of them;
+    outputs: names of tensors to return beside the graph's outputs.
+    Raises InputError, with onnxruntime's reason, where it does not load.
+    """
+
+    def __init__(
+        self, model: Model, *, threads: int = 0, optimize: bool = True, outputs: Sequence[str] = ()
+    ) -> None:
+        import onnxruntime as ort
+
+        ort.set_default_logger_severity(4)
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = threads or os.cpu_count() or 1
+        options.inter_op_num_threads = 1
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        # > spinning threads of one session slow every other session of the process down
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = _open(_with_outputs(model, outputs), options)
+        self.outputs = [output.name for output in self._session.get_outputs()]
+        self.inputs = [value.name for value in self._session.get_inputs()]
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
+        """The outputs (all, or those named) for one batch.
+
+        Raises LimitError, with onnxruntime's reason, where the run fails.
+        """
+        names = list(self.outputs if outputs is None else outputs)
+        try:
+            values = self._session.run(names, {name: feeds[name] for name in self.inputs if name in feeds})
+        except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
+            raise LimitError(f"onnxruntime stopped while running the model: {_one_line(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def run_raw(self, feeds: Mapping[str, Array]) -> None:
+        """One run, nothing returned: for the clock."""
+        self._session.run(None, feeds)
+
+
+def input_specs(model: Model) -> list[InputSpec]:
+    """The inputs that must be fed: graph inputs that are no initializers.
+
+    Raises InputError for an input that is no tensor.
+    """
+    graph = model.proto.graph
+    given = {tensor.name for tensor in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
+    specs = []
+    for value in graph.input:
+        if value.name in given:
+            continue
+        if not value.type.HasField("tensor_type"):
+            kind = value.type.WhichOneof("value") or "untyped"
+            raise InputError(f"input {value.name!r} is a {kind.removesuffix('_type')}, not a tensor")
+        tensor = value.type.tensor_type
+        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        shape = tuple(_dimension(dim) for dim in tensor.shape.dim)
+        specs.append(InputSpec(value.name, dtype, shape))
+    return specs
+
+
+def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    return str(dim.dim_param) or None
+
+
+def _with_outputs(model: Model, outputs: Iterable[str]) -> Model:
+    """The model with these tensors among its outputs; onnxruntime infers their types."""
+    present = {value.name for value in model.proto.graph.output}
+    wanted = [name for name in dict.fromkeys(outputs) if name not in present]
+    if not wanted:
+        return model
+    copy = model.copy()
+    copy.proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    return copy
+
+
+def _open(model: Model, options: Any) -> Any:
+    if model.nbytes <= INLINE:
+        return _create(model.to_proto().SerializeToString(), options)
+    # the folder may go once the session stands: onnxruntime keeps the file mapped
+    with tempfile.TemporaryDirectory(prefix="onnx-compress-") as folder:
+        proto, pieces = model.referring("weights")
+        with (Path(folder) / "weights").open("wb") as file:
+            for piece in pieces:
+                file.write(memoryview(piece))
+                file.write(bytes(-piece.nbytes % 64))
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        return _create(proto.SerializeToString(), options)
+
+
+def _create(serialized: bytes, options: Any) -> Any:
+    import onnxruntime as ort
+
+    try:
+        return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
+        raise InputError(f"onnxruntime cannot load the model: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
