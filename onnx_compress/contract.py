@@ -6,7 +6,7 @@ the input is never changed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -97,10 +97,8 @@ class Pass(Protocol):
     """A frozen dataclass: its fields are its options, `name` is the word the user types."""
 
     name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
     def apply(self, job: Job) -> Result:
         """The job's model, compressed, and what was done to it."""
         ...
-
-    @property
-    def __dataclass_fields__(self) -> dict[str, Any]: ...
