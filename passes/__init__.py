@@ -33,7 +33,7 @@ def known_passes() -> tuple[type[Pass], ...]:
     for entry in entry_points(group=GROUP):
         try:
             kind: type[Pass] = entry.load()
-        except Exception as error:  # noqa: BLE001 - another package's module may raise anything
+        except Exception as error:
             words = " ".join(str(error).split())
             raise UsageError(
                 f"the pass {entry.value!r} of another package cannot be imported: {words}"
