@@ -1,0 +1,84 @@
+"""Replaces calls of the model's own functions by what they do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+import onnx.inliner
+
+from onnx_compress.errors import InputError, LimitError
+from onnx_compress.model.shapes import graphs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from onnx_compress.model.document import Model
+
+LIMIT = 1_000_000  # nodes: an expansion beyond is refused
+
+_Key = tuple[str, str, str]
+
+
+def inline_functions(model: Model, limit: int = LIMIT) -> Model:
+    """`model` with every call of one of its own functions replaced by the function's nodes; no functions are left.
+
+    Raises InputError for a recursive function, LimitError where more than `limit` nodes would come out.
+    """
+    if not model.proto.functions:
+        return model
+    nodes = expanded_nodes(model.proto)
+    if nodes > limit:
+        raise LimitError(f"inlining the model's functions gives {nodes} nodes, more than {limit}")
+    result = model.copy()
+    inlined = onnx.inliner.inline_local_functions(result.proto)
+    result.proto.CopyFrom(inlined)
+    return result
+
+
+def expanded_nodes(proto: onnx.ModelProto) -> int:
+    """How many nodes `proto` has once all its functions are inlined.
+
+    Raises InputError for a recursive function.
+    """
+    functions = {_key(f.domain, f.name, f.overload): f for f in proto.functions}
+    sizes: dict[_Key, int] = {}
+    for start in functions:
+        _measure(start, functions, sizes)
+    return sum(_size(graph.node, sizes) for graph in graphs(proto.graph))
+
+
+def _measure(start: _Key, functions: Mapping[_Key, onnx.FunctionProto], sizes: dict[_Key, int]) -> None:
+    """The sizes of `start` and all it calls; a stack of our own, since a chain of calls may be deep."""
+    stack, active = [start], {start}
+    while stack:
+        key = stack[-1]
+        lists = _node_lists(functions[key].node)
+        called = {_called(node) for nodes in lists for node in nodes} & functions.keys()
+        waiting = next((other for other in sorted(called) if other not in sizes), None)
+        if waiting is None:
+            sizes[key] = sum(_size(nodes, sizes) for nodes in lists)
+            active.discard(stack.pop())
+            continue
+        if waiting in active:
+            raise InputError(f"function {waiting[1]!r} calls itself: a recursive function is no ONNX model")
+        stack.append(waiting)
+        active.add(waiting)
+
+
+def _node_lists(nodes: Iterable[onnx.NodeProto]) -> list[Iterable[onnx.NodeProto]]:
+    """`nodes`, and those of every body inside them."""
+    inside = onnx.GraphProto(node=nodes)
+    return [graph.node for graph in graphs(inside)]
+
+
+def _size(nodes: Iterable[onnx.NodeProto], sizes: Mapping[_Key, int]) -> int:
+    return sum(sizes.get(_called(node), 1) for node in nodes)
+
+
+def _called(node: onnx.NodeProto) -> _Key:
+    return _key(node.domain, node.op_type, node.overload)
+
+
+def _key(domain: str, name: str, overload: str) -> _Key:
+    return ("" if domain == "ai.onnx" else domain, name, overload)

@@ -1,0 +1,144 @@
+"""The shape and the type of every tensor, as far as they are known without running the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+
+from onnx_compress.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from onnx_compress.model.document import Model
+
+Shape = tuple[int | str | None, ...]
+
+
+def infer(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Shape]:
+    """The shape of every tensor whose rank is known: static axes as int, symbolic ones by name, unknown ones None.
+
+    Inputs, outputs, weights and the tensors of If, Loop and Scan bodies are included; a name that two bodies use for
+    different shapes is not. `input_shapes` gives the symbolic axes of inputs their sizes.
+    Raises UsageError where `input_shapes` names no input or contradicts its declared shape; never where onnx merely
+    cannot infer something.
+    """
+    found: dict[str, set[Shape]] = {}
+    for graph in graphs(_inferred(model, input_shapes).graph):
+        for name, shape in _shapes(graph):
+            found.setdefault(name, set()).add(shape)
+    return {name: shapes.pop() for name, shapes in found.items() if len(shapes) == 1}
+
+
+def dtypes(model: Model) -> dict[str, int]:
+    """The element type (TensorProto.DataType) of every tensor whose type is known, as `infer` gives shapes."""
+    found: dict[str, set[int]] = {}
+    for graph in graphs(_inferred(model, None).graph):
+        for value in [*graph.input, *graph.value_info, *graph.output]:
+            if value.type.tensor_type.elem_type:
+                found.setdefault(value.name, set()).add(int(value.type.tensor_type.elem_type))
+        for tensor in graph.initializer:
+            found.setdefault(tensor.name, set()).add(int(tensor.data_type))
+    return {name: types.pop() for name, types in found.items() if len(types) == 1}
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """`graph`, then every body inside it, outer before inner."""
+    waiting = [graph]
+    while waiting:
+        graph = waiting.pop(0)
+        yield graph
+        waiting += [body for node in graph.node for body in bodies(node)]
+
+
+def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that `node` (If, Loop, Scan...) holds."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def shape_of(value: onnx.ValueInfoProto) -> Shape | None:
+    """The declared shape of a tensor, None where its rank is unknown or it is no tensor."""
+    if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
+        return None
+    return tuple(_axis(dim) for dim in value.type.tensor_type.shape.dim)
+
+
+def _axis(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value) if dim.dim_value >= 0 else None
+    return str(dim.dim_param) or None
+
+
+def _shapes(graph: onnx.GraphProto) -> Iterator[tuple[str, Shape]]:
+    weights = {tensor.name for tensor in graph.initializer}
+    for tensor in graph.initializer:
+        yield tensor.name, tuple(int(size) for size in tensor.dims)
+    for sparse in graph.sparse_initializer:
+        yield sparse.values.name, tuple(int(size) for size in sparse.dims)
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        shape = shape_of(value)
+        if shape is not None and value.name not in weights:
+            yield value.name, shape
+
+
+def _inferred(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None) -> onnx.ModelProto:
+    """The skeleton with the value_info that onnx infers, or as it is where onnx stops."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    known = {value.name: value for value in proto.graph.value_info}
+    if input_shapes:
+        _fix(proto, input_shapes)
+        # > recorded shapes may hold the sizes of another run: what onnx infers goes first
+        del proto.graph.value_info[:]
+    for data_prop in (True, False):
+        try:
+            result = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
+        except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+            continue
+        present = {value.name for value in result.graph.value_info}
+        result.graph.value_info.extend(value for name, value in known.items() if name not in present)
+        return result
+    proto.graph.value_info.extend(known[name] for name in known if input_shapes)
+    return proto
+
+
+def _fix(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Gives inputs their sizes, and every axis named like one of theirs the same size."""
+    inputs = {value.name: value for value in proto.graph.input}
+    sizes: dict[str, int] = {}
+    for name, given in input_shapes.items():
+        if name not in inputs:
+            raise UsageError(f"no input named {name!r}; inputs: {', '.join(inputs)}")
+        value = inputs[name]
+        declared = shape_of(value)
+        fits = declared is None or (
+            len(declared) == len(given)
+            and all(not isinstance(d, int) or d == g for d, g in zip(declared, given, strict=True))
+        )
+        if not fits:
+            raise UsageError(f"input {name!r} is {_words(declared)}, not {_words(given)}")
+        for axis, size in zip(declared or (), given, strict=bool(declared)):
+            if isinstance(axis, str):
+                sizes.setdefault(axis, size)
+        _set_shape(value, given)
+    for graph in graphs(proto.graph):
+        for value in [*graph.input, *graph.value_info, *graph.output]:
+            for dim in value.type.tensor_type.shape.dim if shape_of(value) else ():
+                if dim.dim_param in sizes:
+                    dim.dim_value = sizes[dim.dim_param]
+
+
+def _set_shape(value: onnx.ValueInfoProto, sizes: tuple[int, ...]) -> None:
+    shape = value.type.tensor_type.shape
+    del shape.dim[:]
+    shape.SetInParent()
+    for size in sizes:
+        shape.dim.add(dim_value=size)
+
+
+def _words(shape: Shape | None) -> str:
+    return "x".join("?" if axis is None else str(axis) for axis in shape or ()) or "a scalar"
