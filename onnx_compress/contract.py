@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import Field, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from onnx_compress.runtime.decision import Decision  # noqa: TC001 - its users find it here
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -34,22 +36,6 @@ class Skip:
 
     node: str
     why: str
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A choice that the clock made, kept so that a replay needs no clock.
-
-    what: "keep", "round_to" or "time"; ratio: time before over time after, with its 95 % interval low..high.
-    """
-
-    node: str
-    what: str
-    value: float
-    kept: bool
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +80,11 @@ class Job:
 
 @runtime_checkable
 class Pass(Protocol):
-    """A frozen dataclass: its fields are its options, `name` is the word the user types."""
+    """A frozen dataclass: its fields are its options, `name` is the word the user types.
+
+    A pass may also have `preview(job: Job) -> Model`: the job's model as the pass would leave it, roughly and quickly.
+    Passes before it in the recipe see their candidates through it, as `Job.finish`.
+    """
 
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]

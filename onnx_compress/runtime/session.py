@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-INLINE = 64 * 2**20  # bytes of weights up to which a session gets them inline; above, from a mapped scratch file
+INLINE = 64 * 2**20  # bytes of weights a session gets inline; more come from a mapped scratch file
 
 
 @dataclass(frozen=True)

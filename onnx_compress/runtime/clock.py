@@ -1,0 +1,326 @@
+"""Measures whether one model is faster than another, and remembers what was decided so that a replay needs no clock.
+
+A sample is at least 2 ms; samples of both models are taken in turns, with a second session of the first model among them
+(an A/A pair) that shows what a ratio of 1 looks like in this noise.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections import defaultdict, deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from onnx_compress.errors import UsageError
+from onnx_compress.runtime import alignment
+from onnx_compress.runtime.decision import Decision
+from onnx_compress.runtime.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.model.document import Model
+
+    Array = NDArray[Any]
+    Feeds = Mapping[str, Array]
+
+Rule = Literal["faster", "not-slower", "always"]
+SAMPLE = 0.002  # seconds: what one sample takes at least
+RUNS = 20  # pairs
+ROUNDS = 6  # halvings of a set of candidates
+GAIN = 0.03  # below this a micro-model's gain proposes nothing
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds a run, over `runs` samples."""
+
+    median_ms: float
+    p95_ms: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of the first model over time of the second (above 1: the second is faster), paired.
+
+    median, with its 95 % interval low..high; noise: what the A/A pair shows of a ratio that is 1, as one standard
+    deviation of the median; first, second: the models' own times.
+    """
+
+    median: float
+    low: float
+    high: float
+    noise: float
+    first: Times
+    second: Times
+
+    def allows(self, rule: Rule) -> bool:
+        """Whether the second model may replace the first."""
+        if rule == "faster":
+            return self.low > 1
+        return rule == "always" or self.high >= 1
+
+    @property
+    def promising(self) -> bool:
+        """Whether a micro-model with this ratio is worth a trial in the whole model."""
+        return self.median - 1 > max(GAIN, 3 * self.noise)
+
+
+class Clock:
+    """Times models with `threads` threads, and keeps every decision in `decisions`.
+
+    replay: decisions of an earlier run (a report's dicts), which are given again, in their order, without timing.
+    Raises UsageError where a replay lacks the decision asked for.
+    """
+
+    def __init__(
+        self, threads: int = 0, seed: int = 0, replay: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        self.threads = threads
+        self.seed = seed
+        self.decisions: list[Decision] = []
+        self._multiples: dict[str, int] = {}
+        self._replay: dict[tuple[str, str], deque[Mapping[str, Any]]] | None = None
+        if replay is not None:
+            self._replay = defaultdict(deque)
+            for entry in replay:
+                self._replay[entry["node"], entry["what"]].append(entry)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether decisions come from an earlier run."""
+        return self._replay is not None
+
+    def successor(self, replay: Sequence[Mapping[str, Any]] | None = None) -> Clock:
+        """A clock for the next pass: no decisions yet, but nothing about the machine is measured twice."""
+        clock = Clock(self.threads, self.seed, replay)
+        clock._multiples = self._multiples
+        return clock
+
+    def compare(self, a: Model, b: Model, feeds: Feeds, *, runs: int = RUNS) -> Ratio:
+        """Time of `a` over time of `b` on one batch."""
+        first = _Runner(Session(a, threads=self.threads), feeds)
+        again = _Runner(Session(a, threads=self.threads), feeds)
+        second = _Runner(Session(b, threads=self.threads), feeds)
+        return _race(first, again, second, runs)
+
+    def measure(self, model: Model, feeds: Feeds, runs: int = RUNS) -> Times:
+        """Milliseconds `model` takes for one batch."""
+        runner = _Runner(Session(model, threads=self.threads), feeds)
+        with _quiet():
+            return _times([runner.sample() for _ in range(runs)])
+
+    def decide(  # noqa: PLR0917 - the interface passes call
+        self,
+        node: str,
+        what: Literal["keep", "round_to", "time"],
+        a: Model,
+        b: Model,
+        feeds: Feeds,
+        rule: Rule,
+        value: float = 0.0,
+    ) -> Decision:
+        """Whether `b` may replace `a`, by `rule`; recorded for `node`."""
+        earlier = self._earlier(node, what)
+        if earlier is not None:
+            return self._record(earlier)
+        if rule == "always":
+            return self._record(_decision(node, what, value, True))
+        ratio = self.compare(a, b, feeds)
+        return self._record(_decision(node, what, value, ratio.allows(rule), ratio))
+
+    def propose(self, node: str, a: Model, b: Model, feeds: Feeds) -> Decision:
+        """Whether micro-model `b` is faster than `a` by more than 3 % and 3 sd, worth a trial in the whole model.
+
+        The decision's value is the gain: the share of a's time that is saved.
+        """
+        earlier = self._earlier(node, "time")
+        if earlier is not None:
+            return self._record(earlier)
+        ratio = self.compare(a, b, feeds)
+        return self._record(_decision(node, "time", 1 - 1 / ratio.median, ratio.promising, ratio))
+
+    def time(self, node: str, model: Model, feeds: Feeds, runs: int = RUNS) -> float:
+        """Milliseconds `model` takes, as a recorded decision."""
+        earlier = self._earlier(node, "time")
+        if earlier is not None:
+            return self._record(earlier).value
+        return self._record(_decision(node, "time", self.measure(model, feeds, runs).median_ms, True)).value
+
+    def keep_best(
+        self,
+        baseline: Model,
+        gains: Mapping[str, float],
+        build: Callable[[set[str]], Model],
+        feeds: Feeds,
+        rule: Rule = "faster",
+    ) -> set[str]:
+        """The candidates to keep, decided on the whole model.
+
+        gains: of each candidate (a node's name), what its proposal promised; build: the whole model with these
+        candidates in. All are tried together; while `rule` does not allow the result, the weakest half is dropped, six
+        rounds at most. `baseline` and what `build` returns are to be as the model will be shipped (`Job.finish`).
+        """
+        if self.replaying:
+            earlier = [self._earlier(node, "keep") for node in sorted(gains)]
+            decisions = [self._record(entry) for entry in earlier if entry is not None]
+            return {decision.node for decision in decisions if decision.kept}
+        kept, ratio = self._halve(baseline, gains, build, feeds, rule)
+        for node in sorted(gains):
+            self._record(_decision(node, "keep", gains[node], node in kept, ratio))
+        return kept
+
+    def _halve(
+        self,
+        baseline: Model,
+        gains: Mapping[str, float],
+        build: Callable[[set[str]], Model],
+        feeds: Feeds,
+        rule: Rule,
+    ) -> tuple[set[str], Ratio | None]:
+        best_first = sorted(gains, key=lambda node: (-gains[node], node))
+        if rule == "always" or not best_first:
+            return set(best_first), None
+        first = _Runner(Session(baseline, threads=self.threads), feeds)
+        again = _Runner(Session(baseline, threads=self.threads), feeds)
+        ratio = None
+        for _ in range(ROUNDS):
+            if not best_first:
+                break
+            second = _Runner(Session(build(set(best_first)), threads=self.threads), feeds)
+            ratio = _race(first, again, second, RUNS)
+            if ratio.allows(rule):
+                return set(best_first), ratio
+            best_first = best_first[: len(best_first) // 2]
+        return set(), ratio
+
+    def round_to(self, kind: Literal["conv", "gemm"] = "conv", *, quantized: bool = False) -> int:
+        """The multiple that this machine's kernels want of a layer's width: 4, 8 or 16, measured once."""
+        node = f"{kind} int8" if quantized else kind
+        earlier = self._earlier(node, "round_to")
+        if earlier is not None:
+            return int(self._record(earlier).value)
+        if node not in self._multiples:
+            self._multiples[node] = alignment.multiple(self._width_times(kind, quantized))
+        return int(self._record(_decision(node, "round_to", self._multiples[node], True)).value)
+
+    def _width_times(self, kind: Literal["conv", "gemm"], quantized: bool) -> dict[int, float]:
+        """Seconds of the micro-model at each width, the best of samples taken in turns."""
+        runners = {}
+        for width in alignment.WIDTHS:
+            model, feeds = alignment.micro_model(kind, width, quantized=quantized)
+            runners[width] = _Runner(Session(model, threads=self.threads), feeds)
+        best = dict.fromkeys(runners, math.inf)
+        with _quiet():
+            for _ in range(RUNS):
+                for width, runner in runners.items():
+                    best[width] = min(best[width], runner.sample())
+        return best
+
+    def _earlier(self, node: str, what: str) -> Decision | None:
+        """The decision of the run that is replayed, or None where there is a clock."""
+        if self._replay is None:
+            return None
+        waiting = self._replay.get((node, what))
+        if not waiting:
+            raise UsageError(
+                f"--decisions holds no decision {what!r} about {node!r}: it is of another model, recipe, seed or data"
+            )
+        entry = waiting.popleft()
+        return _decision(node, what, entry["value"], entry["kept"], entry)
+
+    def _record(self, decision: Decision) -> Decision:
+        self.decisions.append(decision)
+        return decision
+
+
+def _decision(
+    node: str, what: str, value: float, kept: bool, ratio: Ratio | Mapping[str, Any] | None = None
+) -> Decision:
+    if ratio is None:
+        return Decision(node, what, value, kept)
+    if isinstance(ratio, Ratio):
+        return Decision(node, what, value, kept, ratio.median, ratio.low, ratio.high)
+    return Decision(node, what, value, kept, ratio.get("ratio"), ratio.get("low"), ratio.get("high"))
+
+
+class _Runner:
+    """A session and its feeds, warmed up, with the number of runs that fill a sample."""
+
+    def __init__(self, session: Session, feeds: Feeds) -> None:
+        self._session = session
+        self._feeds = {name: feeds[name] for name in session.inputs if name in feeds}
+        session.run(self._feeds)  # once with our own errors
+        warm = [self._seconds(1) for _ in range(3)]
+        self._loop = max(1, math.ceil(SAMPLE / max(min(warm), 1e-7)))
+        self._seconds(self._loop)
+
+    def sample(self) -> float:
+        """Seconds a run."""
+        return self._seconds(self._loop) / self._loop
+
+    def _seconds(self, loop: int) -> float:
+        run, feeds = self._session.run_raw, self._feeds
+        start = time.perf_counter()
+        for _ in range(loop):
+            run(feeds)
+        return time.perf_counter() - start
+
+
+class _quiet:  # noqa: N801 - reads as a statement
+    """No garbage collection while the block runs."""
+
+    def __enter__(self) -> None:
+        self._was = gc.isenabled()
+        gc.disable()
+
+    def __exit__(self, *_: object) -> None:
+        if self._was:
+            gc.enable()
+
+
+def _race(first: _Runner, again: _Runner, second: _Runner, runs: int) -> Ratio:
+    """Samples in turns. No runner follows itself: it would find its weights in the cache."""
+    orders = ((first, second, again), (second, first, again))
+    with _quiet():
+        samples = [
+            {id(runner): runner.sample() for runner in orders[number % 2]}
+            for number in range(max(runs, RUNS))
+        ]
+    a, aa, b = ([round_[id(runner)] for round_ in samples] for runner in (first, again, second))
+    null = sorted(x / y for x, y in zip(a, aa, strict=True))
+    low, high = interval(null)
+    noise = max(abs(statistics.median(null) - 1), (high - low) / (2 * 1.96))
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    return Ratio(statistics.median(ratios), *interval(ratios), noise, _times(a), _times(b))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median, from order statistics: no distribution is assumed.
+
+    The k-th smallest and k-th largest value, k the largest with 2 P(Binomial(n, 1/2) < k) <= 5 %.
+
+    >>> interval(range(1, 21))  # n = 20: k = 6
+    (6, 15)
+    """
+    ordered = sorted(values)
+    n, k, tail = len(ordered), 0, 0.0
+    while k < (n + 1) // 2:
+        tail += math.comb(n, k) / 2**n
+        if 2 * tail > 0.05:
+            break
+        k += 1
+    k = max(k, 1)
+    return ordered[k - 1], ordered[n - k]
+
+
+def _times(seconds: Sequence[float]) -> Times:
+    ordered = sorted(seconds)
+    p95 = ordered[min(len(ordered) - 1, math.ceil(0.95 * len(ordered)) - 1)]
+    return Times(statistics.median(ordered) * 1000, p95 * 1000, len(ordered))

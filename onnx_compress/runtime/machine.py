@@ -1,0 +1,65 @@
+"""What this machine is: its cores, what its processor can do, and the versions that ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGES = ("onnx", "onnxruntime", "numpy", "onnx-graphsurgeon", "scikit-learn")
+# 8-bit products summed without widening first: vpmaddubsw saturates, vpdpbusd does not
+VNNI = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
+
+
+@cache
+def processor() -> dict[str, str]:
+    """The first processor's fields of /proc/cpuinfo; empty where there is none."""
+    return next(iter(_processors()), {})
+
+
+def physical_cores() -> int:
+    """Physical cores this process may run on, at least 1."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = {
+        (fields.get("physical id"), fields.get("core id"))
+        for fields in _processors()
+        if "core id" in fields and int(fields["processor"]) in usable
+    }
+    return max(1, len(cores) or len(usable))
+
+
+def products_saturate() -> bool:
+    """Whether 8-bit products may saturate here: x86 without VNNI."""
+    flags = set(processor().get("flags", "").split())
+    return platform.machine() in {"x86_64", "AMD64", "i686"} and not flags & VNNI
+
+
+def environment() -> dict[str, str | int]:
+    """Processor, system and versions, for the report."""
+    versions = {}
+    for name in (*PACKAGES, "onnx-compress"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "processor": processor().get("model name") or platform.processor() or platform.machine(),
+        "cores": physical_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def _processors() -> list[dict[str, str]]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    blocks = (block for block in text.split("\n\n") if block.strip())
+    return [
+        {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in block.splitlines())}
+        for block in blocks
+    ]
