@@ -1,0 +1,101 @@
+"""The arrays of an npz file, known by their headers and read one by one."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib import format as npy
+
+from onnx_compress.errors import InputError
+from onnx_compress.runtime.data.pieces import Entry, Piece
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error)
+
+
+def npz_piece(path: Path) -> Piece:
+    """The arrays of the npz file at `path`; members that np.savez stored unpacked are mapped when they are read.
+
+    Raises InputError where it is no npz file, is truncated, or holds pickled objects.
+    """
+    entries: dict[str, Entry] = {}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.filename.endswith(".npy"):
+                    name = info.filename.removesuffix(".npy")
+                    entries[name] = _entry(path, archive, info)
+    except zipfile.BadZipFile as error:
+        raise InputError(f"{path}: not an npz file, or truncated") from error
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: cannot be read: {_one_line(error)}") from error
+    return Piece(str(path), entries)
+
+
+def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
+    with archive.open(info) as file:
+        version = npy.read_magic(file)
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        header = file.tell()
+    if dtype.hasobject:
+        raise InputError(
+            f"{path}: array {info.filename.removesuffix('.npy')!r} is pickled; save it as numbers"
+        )
+    if info.compress_type == zipfile.ZIP_STORED and np.prod(shape) > 0 and shape:
+        offset = _data_offset(path, info) + header
+        return Entry(shape, dtype, _mapping(path, dtype, shape, offset, "F" if fortran else "C"), cheap=True)
+    return Entry(shape, dtype, _loading(path, info.filename))
+
+
+def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where the member's bytes start: behind its local header, whose extra field may differ from the directory's."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset + 26)
+        lengths = file.read(4)
+    return (
+        info.header_offset
+        + 30
+        + int.from_bytes(lengths[:2], "little")
+        + int.from_bytes(lengths[2:], "little")
+    )
+
+
+def _mapping(
+    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, order: Any
+) -> Callable[[], Array]:
+    def load() -> Array:
+        # mapped anew for every read: pages of a mapping that lives on count as resident
+        try:
+            return np.memmap(path, dtype, "r", offset, shape, order)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {_one_line(error)}") from error
+
+    return load
+
+
+def _loading(path: Path, member: str) -> Callable[[], Array]:
+    def load() -> Array:
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(member) as file:
+                return npy.read_array(file, allow_pickle=False)
+        except (*_UNREADABLE, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{path}: array {member.removesuffix('.npy')!r} cannot be read: {_one_line(error)}"
+            ) from error
+
+    return load
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
