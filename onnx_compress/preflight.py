@@ -1,0 +1,215 @@
+"""Whether a model can be worked on: it is valid, loads and runs; and the shape of every tensor, from running it if need be."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+
+from onnx_compress.errors import InputError, LimitError
+from onnx_compress.model.document import check
+from onnx_compress.model.shapes import Shape, dtypes, infer
+from onnx_compress.runtime.data import random_data
+from onnx_compress.runtime.session import Session, input_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.model.document import Model
+    from onnx_compress.runtime.data import Data
+
+    Array = NDArray[Any]
+
+CHUNK = 100  # tensors fetched by one run: their values are in memory together
+# what onnxruntime says of an operator that it knows but has no kernel for, or of a domain that is not its own
+_NOT_RUNNABLE = re.compile(
+    r"NOT_IMPLEMENTED|Could not find an implementation|is not a registered function/op|not currently registered"
+)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What one run showed.
+
+    feeds: one batch that runs; shapes: of the tensors of the main graph at least, symbolic axes by name or None;
+    dtypes: TensorProto types; runs: False where onnxruntime lacks an operator of the model, which is then a warning.
+    """
+
+    feeds: dict[str, Array]
+    shapes: dict[str, Shape]
+    dtypes: dict[str, int]
+    runs: bool = True
+    warnings: list[str] = field(default_factory=list)
+
+
+def preflight(
+    model: Model,
+    *,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    data: Data | None = None,
+    seed: int = 0,
+    batch: int = 1,
+    threads: int = 0,
+) -> Preflight:
+    """The model checked, loaded and run on the first batch of `data`, or on random inputs of `input_shapes`.
+
+    Raises InputError where it is not valid, or does not load or run; UsageError where `input_shapes` does not fit it.
+    """
+    check(model)
+    infer(model, input_shapes)  # the words first: a wrong size is a UsageError
+    session, why = _load(model, threads)
+    if session is None:
+        warning = f"the model cannot be run, so nothing is measured or verified: {why}"
+        return Preflight({}, infer(model, input_shapes), dtypes(model), runs=False, warnings=[warning])
+    feeds = first_feeds(model, input_shapes, data, seed, batch)
+    try:
+        session.run(feeds)
+    except LimitError as error:
+        how = "random inputs: give --data, or sizes with --input-shapes" if data is None else data.source
+        raise InputError(f"the model loads but does not run on {how}: {error}") from error
+    shapes, types = _symbolic(model, feeds, threads)
+    return Preflight(feeds, shapes, types)
+
+
+def first_feeds(
+    model: Model,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    data: Data | None,
+    seed: int = 0,
+    batch: int = 1,
+) -> dict[str, Array]:
+    """A batch of `data`, or of random inputs, for a model that runs."""
+    if data is not None:
+        return next(iter(data.batches(batch)))
+    specs = input_specs(model)
+    shapes = [*(spec.shape for spec in specs), *(input_shapes or {}).values()]
+    rows = max([batch, *(shape[0] for shape in shapes if shape and isinstance(shape[0], int))])
+    return next(iter(random_data(specs, rows, seed, input_shapes, model).batches(rows)))
+
+
+def shapes_at(model: Model, feeds: Mapping[str, Array], threads: int = 0) -> dict[str, Shape]:
+    """The shape of every tensor when the model is fed `feeds`: from inference, and where that stops from a run."""
+    shapes = infer(model, {name: value.shape for name, value in feeds.items()})
+    unknown = _unknown(model, shapes)
+    return {**shapes, **{name: seen.shape for name, seen in _run(model, feeds, unknown, threads).items()}}
+
+
+def _load(model: Model, threads: int) -> tuple[Session | None, str]:
+    """A session, or why there can be none although the model is valid."""
+    try:
+        input_specs(model)
+    except InputError as error:
+        return None, str(error)
+    try:
+        return Session(model, threads=threads), ""
+    except InputError as error:
+        if _NOT_RUNNABLE.search(str(error)) is None:
+            raise
+        return None, str(error)
+
+
+def _symbolic(model: Model, feeds: dict[str, Array], threads: int) -> tuple[dict[str, Shape], dict[str, int]]:
+    """Shapes with symbolic axes and types. What inference does not know is run twice, with different symbolic sizes:
+    axes that differ are symbolic, the rest static.
+    """
+    shapes, types = infer(model), dtypes(model)
+    unknown = _unknown(model, shapes)
+    if not unknown:
+        return shapes, types
+    base = _run(model, feeds, unknown, threads)
+    symbols = {
+        (spec.name, axis): size
+        for spec in input_specs(model)
+        for axis, size in enumerate(spec.shape)
+        if not isinstance(size, int)
+    }
+    other = _varied(model, feeds, symbols, unknown, threads) if symbols else base
+    names = _names(feeds, symbols)
+    for name, seen in base.items():
+        if seen.dtype.kind not in "OU":
+            types.setdefault(name, int(onnx.helper.np_dtype_to_tensor_dtype(seen.dtype)))
+        again = other[name].shape if name in other else None
+        shapes[name] = _merged(shapes.get(name), seen.shape, again, names)
+    return shapes, types
+
+
+def _merged(
+    inferred: Shape | None,
+    base: tuple[int, ...],
+    again: tuple[int, ...] | None,
+    names: dict[tuple[int, int], str],
+) -> Shape:
+    """One shape of what inference, a run and a run at other sizes say."""
+    if again is None or len(again) != len(base):
+        again = (-1,) * len(base)
+    found: list[int | str | None] = [
+        size if size == other else names.get((size, other)) for size, other in zip(base, again, strict=True)
+    ]
+    if inferred is None or len(inferred) != len(base):
+        return tuple(found)
+    return tuple(new if old is None else old for old, new in zip(inferred, found, strict=True))
+
+
+def _varied(
+    model: Model,
+    feeds: dict[str, Array],
+    symbols: Mapping[tuple[str, int], str | None],
+    unknown: list[str],
+    threads: int,
+) -> dict[str, _Seen]:
+    """The tensors with every symbolic axis doubled, or where the model does not run so, the batch; none where neither."""
+    for axes in (list(symbols), [(name, axis) for name, axis in symbols if axis == 0]):
+        doubled = dict(feeds)
+        for name, axis in axes:
+            doubled[name] = np.concatenate([doubled[name]] * 2, axis)
+        try:
+            return _run(model, doubled, unknown, threads)
+        except (InputError, LimitError):
+            continue
+    return {}
+
+
+def _names(
+    feeds: Mapping[str, Array], symbols: Mapping[tuple[str, int], str | None]
+) -> dict[tuple[int, int], str]:
+    """The symbol that goes from one size to its double, where only one does."""
+    found: dict[tuple[int, int], set[str]] = {}
+    for (name, axis), symbol in symbols.items():
+        size = feeds[name].shape[axis]
+        found.setdefault((size, 2 * size), set()).add(symbol or "")
+    return {sizes: next(iter(words)) for sizes, words in found.items() if len(words) == 1 and words != {""}}
+
+
+def _unknown(model: Model, shapes: Mapping[str, Shape]) -> list[str]:
+    """Tensors of the main graph with an axis that inference does not know."""
+    names = (name for node in model.proto.graph.node for name in node.output if name)
+    return [name for name in names if name not in shapes or None in shapes[name]]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a run showed of a tensor; its value is not kept."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def _run(model: Model, feeds: Mapping[str, Array], names: list[str], threads: int) -> dict[str, _Seen]:
+    """Shape and type of these tensors; those that are no tensors are left out."""
+    if not names:
+        return {}
+    session = Session(model, threads=threads, optimize=False, outputs=names)
+    seen: dict[str, _Seen] = {}
+    for at in range(0, len(names), CHUNK):
+        values = session.run(feeds, names[at : at + CHUNK])
+        seen |= {
+            name: _Seen(value.shape, value.dtype)
+            for name, value in values.items()
+            if isinstance(value, np.ndarray)
+        }
+    return seen
