@@ -1,0 +1,250 @@
+"""Streamed Gram and cross-Gram matrices: float32 products of a few thousand columns, summed in float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from scipy.linalg.blas import dsyrk, ssyrk
+
+from onnx_compress.runtime.requests import CrossStat, GramStat
+from onnx_compress.runtime.unfold import by_group, choose, gather, lines, positions, windows
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.runtime.layers import LayerInput
+
+    Array = NDArray[Any]
+    Index = NDArray[np.intp]
+
+WIDEST = 8192  # inputs of a full Gram matrix at most
+PIECE = 16 * 2**20  # bytes of columns multiplied at once
+_NARROW = 16  # a block below this many inputs tells no more than the diagonal
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of a layer's Gram matrix is kept. width: of a block, in inputs; channels: in channels of the input."""
+
+    kind: Literal["full", "block", "diagonal"]
+    inputs: int
+    width: int
+    channels: int
+    nbytes: int
+
+
+def plan(channels: int, taps: int, group: int, budget: int) -> Plan:
+    """The fullest Gram matrix that `budget` bytes allow; blocks are whole channels."""
+    inputs = channels // group * taps
+    per_column = 8 * group * inputs
+    if inputs <= WIDEST and per_column * inputs <= budget:
+        return Plan("full", inputs, inputs, channels // group, per_column * inputs)
+    width = min(WIDEST, inputs, budget // per_column) // taps * taps
+    if width < max(_NARROW, taps):
+        return Plan("diagonal", inputs, 1, 1, per_column)
+    # > twice: rounded up, the last block is filled with zeros
+    return Plan("block", inputs, width, width // taps, per_column * width)
+
+
+class Sums:
+    """Sum of x xᵀ, of x and of y over the columns of one layer."""
+
+    def __init__(self, layer: LayerInput, channels: int, budget: int) -> None:
+        self.layer = layer
+        self.plan = plan(channels, layer.taps, layer.group, budget)
+        self.count = 0
+        self.first = np.zeros(layer.taps * channels)
+        self.blocks = self._empty()
+        self.used, self.available = 0, 0
+
+    def _empty(self) -> list[Array]:
+        group, width = self.layer.group, self.plan.width
+        if self.plan.kind == "diagonal":
+            return [np.zeros(len(self.first))]
+        sizes = [min(width, self.plan.inputs - at) for at in range(0, self.plan.inputs, width)]
+        return [np.zeros((group, size, size)) for size in sizes]
+
+    def add(self, rows: Array) -> None:
+        """Takes in rows (columns, taps, channels)."""
+        self.count += len(rows)
+        flat = rows.reshape(len(rows), -1)
+        self.first += np.add.reduce(flat, axis=0, dtype=np.float64)
+        if self.plan.kind == "diagonal":
+            self.blocks[0] += np.einsum("nk,nk->k", flat, flat, dtype=np.float64)
+            return
+        split = rows.reshape(*rows.shape[:2], self.layer.group, -1)
+        for index, block in enumerate(self.blocks):
+            start = index * self.plan.channels
+            _add_products(split[..., start : start + self.plan.channels], block)
+
+    def stat(self) -> GramStat:
+        """The statistic, in the order of a convolution's weight."""
+        layer, count = self.layer, max(self.count, 1)
+        mean = self._ordered(self.first) / count
+        if self.plan.kind == "diagonal":
+            gram = self._ordered(self.blocks[0]) / count
+        elif self.plan.kind == "full":
+            gram = _finished(self.blocks[0], layer.taps) / count
+        else:
+            width = self.plan.width
+            gram = np.zeros((layer.group, len(self.blocks), width, width))
+            for index, block in enumerate(self.blocks):
+                size = block.shape[-1]
+                gram[:, index, :size, :size] = _finished(block, layer.taps) / count
+        return GramStat(gram, mean, self.count, self.plan.kind, self.used, self.available)
+
+    def _ordered(self, flat: Array) -> Array:
+        """A vector over (taps, channels) as (groups, K)."""
+        return by_group(flat.reshape(1, self.layer.taps, -1), self.layer.group)[:, 0]
+
+
+def _add_products(split: Array, block: Array) -> None:
+    """Adds the lower triangles of Σ x xᵀ, for columns (columns, taps, groups, channels), to block (groups, K, K)."""
+    columns, taps, group, channels = split.shape
+    if channels * taps <= _NARROW:
+        batch = np.ascontiguousarray(split.transpose(2, 1, 3, 0)).reshape(group, taps * channels, columns)
+        block += np.matmul(batch, batch.swapaxes(1, 2))
+        return
+    for index in range(group):
+        x = np.ascontiguousarray(split[:, :, index]).reshape(columns, -1)
+        # > x.T is in Fortran order, so nothing is copied; the upper triangle comes in that order too
+        product = (ssyrk if x.dtype == np.float32 else dsyrk)(1.0, x.T, lower=0).T
+        if not np.isfinite(np.diagonal(product)).all():  # > 1e19 is a float32, its square is none
+            product = dsyrk(1.0, x.T.astype(np.float64), lower=0).T
+        block[index] += product
+
+
+def _finished(block: Array, taps: int) -> Array:
+    """Full symmetric matrices from lower triangles, the order (tap, channel) turned to (channel, tap)."""
+    size = block.shape[-1]
+    order = np.arange(size).reshape(taps, -1).T.ravel()
+    lower = np.tril(block)
+    whole = lower + np.tril(block, -1).swapaxes(1, 2)
+    return whole if taps == 1 else whole[:, order[:, np.newaxis], order]
+
+
+class Crosses:
+    """Sum of x yᵀ, of y and of y² over the columns of one layer and one target."""
+
+    def __init__(self, layer: LayerInput, target: str, minus: str | None) -> None:
+        self.layer, self.target, self.minus = layer, target, minus
+        self.product: Array | None = None
+        self.first: Any = 0.0
+        self.second: Any = 0.0
+
+    def add(self, rows: Array, y: Array) -> None:
+        """Takes in rows (columns, taps, channels) and their targets (columns, outputs)."""
+        group = self.layer.group
+        x = rows.reshape(len(rows), rows.shape[1], group, -1)
+        if self.product is None:
+            self.product = np.zeros((group, rows[0].size // group, y.shape[1] // group))
+        outputs = y.reshape(len(y), group, -1)
+        for index in range(group):
+            part = np.ascontiguousarray(x[:, :, index]).reshape(len(x), -1)
+            self.product[index] += part.T @ np.ascontiguousarray(outputs[:, index])
+        wide = y.astype(np.float64)
+        self.first = self.first + wide.sum(axis=0)
+        self.second = self.second + np.einsum("nk,nk->k", wide, wide)
+
+    def stat(self, gram: GramStat) -> CrossStat:
+        """The statistic beside that of the same columns."""
+        group, taps, count = self.layer.group, self.layer.taps, max(gram.count, 1)
+        product = np.zeros((group, gram.mean.shape[1], 0)) if self.product is None else self.product / count
+        order = np.arange(product.shape[1]).reshape(taps, -1).T.ravel()
+        mean = np.reshape(self.first / count, (group, -1))
+        var = np.maximum(np.reshape(self.second / count, (group, -1)) - mean**2, 0.0)
+        return CrossStat(**gram.__dict__, cross=product[:, order], mean_y=mean, var_y=var)
+
+
+class LayerSums:
+    """Everything asked of one layer's columns: they are gathered once."""
+
+    def __init__(self, sums: Sums, cap: int | None, samples: int | None) -> None:
+        self.sums, self.layer, self.cap, self.samples = sums, sums.layer, cap, samples
+        self.crosses: list[Crosses] = []
+        self.nonfinite: dict[str, int] = {}
+
+    def update(
+        self, x: Array, own: Mapping[str, Array], reference: Mapping[str, Array], samples: int, first: int
+    ) -> None:
+        """Takes in one batch: the layer's input, the model's and the reference's tensors; `first`: samples before it."""
+        view = windows(_floating(x), self.layer, samples)
+        targets = [self._target(cross, own, reference, view, samples) for cross in self.crosses]
+        for sample, position in self._places(view, samples, first):
+            rows = gather(view, sample, position)
+            ys = [_picked(target, sample, position) for target in targets]
+            rows, ys = self._clean(rows, ys)
+            self.sums.add(rows)
+            for cross, y in zip(self.crosses, ys, strict=True):
+                cross.add(rows, y)
+
+    def _places(self, view: Array, samples: int, first: int) -> Iterator[tuple[Index, Index]]:
+        """Which columns of this batch to take, in pieces: their samples and flat positions."""
+        total = math.prod(positions(view))
+        inputs = self.sums.plan.inputs
+        wanted = total
+        if self.cap is not None and len(view) == samples:
+            enough = math.ceil(20 * inputs / self.samples) if self.samples else 0
+            wanted = min(total, max(self.cap, enough))
+        self.sums.used, self.sums.available = max(self.sums.used, wanted), max(self.sums.available, total)
+        position = choose(total, wanted, first, len(view)).ravel()
+        sample = np.repeat(np.arange(len(view)), wanted)
+        step = max(1, PIECE // (view.itemsize * len(self.sums.first)))
+        for at in range(0, len(position), step):
+            yield sample[at : at + step], position[at : at + step]
+
+    def _target(
+        self,
+        cross: Crosses,
+        own: Mapping[str, Array],
+        reference: Mapping[str, Array],
+        view: Array,
+        samples: int,
+    ) -> list[Array]:
+        """What a target is made of, each as (samples, positions, outputs): the tensor, and what is taken off it."""
+        found = [_floating(reference[cross.target])]
+        if cross.minus is not None:
+            found.append(_floating(own[cross.minus]))
+        parts = []
+        for y in found:
+            part = lines(y, self.layer.output_axis, self.layer.sample_axis, samples)
+            if part.shape[:2] != (len(view), math.prod(positions(view))):
+                raise ValueError(
+                    f"target {cross.target!r} of shape {y.shape} is not shaped as the output of the layer "
+                    f"that reads {self.layer.tensor!r}"
+                )
+            parts.append(part)
+        return parts
+
+    def _clean(self, rows: Array, ys: list[Array]) -> tuple[Array, list[Array]]:
+        """Without the columns that hold NaN or infinity, which are counted."""
+        # > a sum is infinite or NaN if any of its terms is: one cheap pass where all is well
+        with np.errstate(invalid="ignore"):
+            if all(np.isfinite(part.sum(dtype=np.float64)) for part in (rows, *ys)):
+                return rows, ys
+        finite = np.isfinite(rows)
+        keep = finite.all(axis=(1, 2))
+        self._note(self.layer.tensor, int(finite.size - np.count_nonzero(finite)))
+        for cross, y in zip(self.crosses, ys, strict=True):
+            good = np.isfinite(y)
+            self._note(cross.target, int(good.size - np.count_nonzero(good)))
+            keep &= good.all(axis=1)
+        return rows[keep], [y[keep] for y in ys]
+
+    def _note(self, tensor: str, count: int) -> None:
+        if count:
+            self.nonfinite[tensor] = self.nonfinite.get(tensor, 0) + count
+
+
+def _picked(target: list[Array], sample: Index, position: Index) -> Array:
+    picked: Array = target[0][sample, position]
+    return picked - target[1][sample, position] if len(target) == 2 else picked
+
+
+def _floating(x: Array) -> Array:
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)

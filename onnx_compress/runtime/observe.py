@@ -1,0 +1,279 @@
+"""Streamed statistics of the tensors of a model while it runs; activations are never stored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from onnx_compress.errors import InputError
+from onnx_compress.runtime.grams import Crosses, LayerSums, Sums, plan
+from onnx_compress.runtime.requests import (
+    CrossGram,
+    CrossStat,
+    Gram,
+    GramStat,
+    Histogram,
+    HistogramStat,
+    Moments,
+    MomentStat,
+    Observed,
+    Range,
+    Request,
+    ZeroFraction,
+)
+from onnx_compress.runtime.session import Session
+from onnx_compress.runtime.statistics import Statistic, Values, statistic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.model.document import Model
+    from onnx_compress.runtime.layers import LayerInput
+
+    Array = NDArray[Any]
+
+__all__ = [
+    "CrossGram",
+    "CrossStat",
+    "Gram",
+    "GramStat",
+    "Histogram",
+    "HistogramStat",
+    "MomentStat",
+    "Moments",
+    "Observed",
+    "Range",
+    "Request",
+    "ZeroFraction",
+    "observe",
+]
+
+LIVE = 256 * 2**20  # bytes of observed tensors that one run may return: batches are cut to it
+
+
+class Batches(Protocol):
+    """Anything that gives batches of feeds again and again, such as runtime.data.Data."""
+
+    def batches(self, size: int = 32) -> Iterable[Mapping[str, Array]]:
+        """Batches of `size` samples, the last may be smaller; in the same order each time."""
+        ...
+
+
+def observe(
+    model: Model,
+    data: Batches,
+    requests: Iterable[Request],
+    *,
+    reference: Model | None = None,
+    budget: int = 1 << 30,
+    batch: int = 32,
+    threads: int = 0,
+    positions: int | None = 256,
+) -> Observed:
+    """The statistics asked for, each over all samples of `data`, by request.
+
+    reference: the model whose tensors a CrossGram aims at; it runs on the same samples.
+    budget: bytes of sums held at once: where they are more, the data is swept again. A Gram matrix wider than 8,192 or
+    than the budget becomes block-diagonal or diagonal, and says so.
+    batch: samples in one run at most; fewer where the observed tensors are large. No answer depends on it.
+    positions: output positions of each sample that a Gram matrix takes (None: all); more where samples · positions
+    would be under 20 K columns and the layer has more.
+    Raises InputError where a tensor is not there to be observed, ValueError where a target does not fit its layer.
+    """
+    found = Observed()
+    wanted = list(dict.fromkeys(requests))
+    if not wanted:
+        return found
+    if reference is None and any(isinstance(request, CrossGram) for request in wanted):
+        raise ValueError("a CrossGram needs a reference model")
+    feeds = next(iter(data.batches(1)), None)
+    if feeds is None:
+        raise InputError("there are no samples to observe the model on")
+    own, other = _Runner(model, reference, wanted, threads)(feeds)
+    looked = _samples(feeds)
+    for part in _sweeps(_jobs(wanted), own, other, budget):
+        runner = _Runner(model, reference, part, threads)
+        sweep = _Sweep(part, own, budget, positions, getattr(data, "samples", None))
+        live = sum(own[name].nbytes for name in runner.own) + sum(other[name].nbytes for name in runner.other)
+        size = max(1, min(batch, LIVE * looked // max(live, 1)))
+        for feeds in data.batches(size):
+            sweep.update(*runner(feeds), _samples(feeds))
+        sweep.finish(found)
+    return found
+
+
+class _Runner:
+    """Runs the model, and the reference where it is asked for, and returns the tensors that requests need."""
+
+    def __init__(
+        self, model: Model, reference: Model | None, requests: Sequence[Request], threads: int
+    ) -> None:
+        self.own = sorted({name for request in requests for name in _own(request)})
+        self.other = sorted({request.target for request in requests if isinstance(request, CrossGram)})
+        self.shared = reference is model
+        if self.shared:
+            names = sorted({*self.own, *self.other})
+            self._model, self._reference = _opened(model, names, threads), None
+        else:
+            self._model = _opened(model, self.own, threads)
+            self._reference = _opened(reference, self.other, threads) if reference and self.other else None
+
+    def __call__(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """The model's and the reference's tensors for one batch."""
+        own = _run(self._model, feeds, sorted({*self.own, *self.other}) if self.shared else self.own)
+        if self.shared:
+            return own, own
+        return own, _run(self._reference, feeds, self.other) if self._reference else {}
+
+
+def _opened(model: Model, names: Sequence[str], threads: int) -> Session:
+    graph = model.proto.graph
+    inputs = {value.name for value in graph.input}
+    known = inputs | {name for node in graph.node for name in node.output}
+    for name in names:
+        if not name or name not in known:
+            raise InputError(f"tensor {name!r} is not in the model's main graph, so it cannot be observed")
+    return Session(model, threads=threads, outputs=[name for name in names if name not in inputs])
+
+
+def _run(session: Session, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    made = [name for name in names if name not in feeds]
+    values = session.run(feeds, made) if made else {}
+    values.update((name, np.asarray(feeds[name])) for name in names if name in feeds)
+    for name, value in values.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
+            raise InputError(f"tensor {name!r} holds no numbers, so it cannot be observed")
+    return values
+
+
+def _own(request: Request) -> list[str]:
+    """The tensors of the model itself that a request reads."""
+    if isinstance(request, Gram):
+        return [request.layer.tensor]
+    if isinstance(request, CrossGram):
+        return [request.layer.tensor] + ([request.minus] if request.minus else [])
+    return [request.tensor]
+
+
+def _samples(feeds: Mapping[str, Array]) -> int:
+    """Samples in a batch: the size of the first axis of the first input that has one."""
+    return next((len(value) for value in feeds.values() if np.ndim(value)), 1)
+
+
+def _jobs(requests: Sequence[Request]) -> list[list[Request]]:
+    """The requests, those of one layer together: they share its columns."""
+    jobs: dict[Any, list[Request]] = {}
+    for request in requests:
+        key = request.layer if isinstance(request, Gram | CrossGram) else request
+        jobs.setdefault(key, []).append(request)
+    return list(jobs.values())
+
+
+def _sweeps(
+    jobs: Sequence[list[Request]], own: Mapping[str, Array], other: Mapping[str, Array], budget: int
+) -> list[list[Request]]:
+    """The requests in as many sweeps as the budget needs, first fit."""
+    sweeps: list[list[Request]] = []
+    left: list[int] = []
+    for job in jobs:
+        size = _nbytes(job, own, other, budget)
+        at = next((index for index, room in enumerate(left) if size <= room), len(left))
+        if at == len(left):
+            sweeps.append([])
+            left.append(budget)
+        sweeps[at] += job
+        left[at] -= size
+    return sweeps
+
+
+def _nbytes(job: Sequence[Request], own: Mapping[str, Array], other: Mapping[str, Array], budget: int) -> int:
+    """Bytes of sums that one job needs."""
+    request = job[0]
+    if isinstance(request, Histogram):
+        return 16 * request.bins
+    if not isinstance(request, Gram | CrossGram):
+        return int(64 * max(own[request.tensor].shape, default=1))
+    layer = request.layer
+    kept = plan(_channels(layer, own), layer.taps, layer.group, budget)
+    outputs = [other[cross.target].shape[layer.output_axis] for cross in job if isinstance(cross, CrossGram)]
+    return int(kept.nbytes + 8 * kept.inputs * sum(outputs))
+
+
+def _channels(layer: LayerInput, own: Mapping[str, Array]) -> int:
+    x = own[layer.tensor]
+    if x.ndim < max(
+        layer.channel_axis + 1, -layer.channel_axis, 2 + len(layer.kernel) if layer.kernel else 1
+    ):
+        raise ValueError(f"{layer.tensor!r} of shape {x.shape} is no input of such a layer")
+    channels: int = x.shape[layer.channel_axis]
+    return channels
+
+
+class _Sweep:
+    """The sums of one sweep over the data."""
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        own: Mapping[str, Array],
+        budget: int,
+        positions: int | None,
+        samples: int | None,
+    ) -> None:
+        self.values: dict[Any, Statistic] = {}
+        self.layers: dict[LayerInput, LayerSums] = {}
+        self.crosses: dict[CrossGram, Crosses] = {}
+        self.requests = requests
+        self.nonfinite: dict[str, int] = {}
+        self.first = 0
+        for request in requests:
+            if not isinstance(request, Gram | CrossGram):
+                self.values[request] = statistic(request)
+                continue
+            layer = request.layer
+            if layer not in self.layers:
+                sums = Sums(layer, _channels(layer, own), budget)
+                self.layers[layer] = LayerSums(sums, positions, samples)
+            if isinstance(request, CrossGram):
+                if layer.kind == "transpose":
+                    raise ValueError("a ConvTranspose has no target before its products are summed")
+                self.crosses[request] = Crosses(layer, request.target, request.minus)
+                self.layers[layer].crosses.append(self.crosses[request])
+
+    def update(self, own: Mapping[str, Array], other: Mapping[str, Array], samples: int) -> None:
+        """Takes in one batch."""
+        looked: dict[str, Values] = {}
+        for request, stat in self.values.items():
+            x = own[request.tensor]
+            if x.size == 0:
+                continue
+            if request.tensor not in looked:
+                looked[request.tensor] = self._look(request.tensor, x, samples)
+            stat.update(looked[request.tensor])
+        for layer, sums in self.layers.items():
+            sums.update(own[layer.tensor], own, other, samples, self.first)
+        self.first += samples
+
+    def _look(self, tensor: str, x: Array, samples: int) -> Values:
+        values = Values.of(x, samples)
+        if values.finite is not None:
+            bad = int(values.finite.size - np.count_nonzero(values.finite))
+            self.nonfinite[tensor] = self.nonfinite.get(tensor, 0) + bad
+        return values
+
+    def finish(self, found: Observed) -> None:
+        """Writes the answers down."""
+        grams = {layer: sums.sums.stat() for layer, sums in self.layers.items()}
+        for request in self.requests:
+            if isinstance(request, Gram):
+                found[request] = grams[request.layer]
+            elif isinstance(request, CrossGram):
+                found[request] = self.crosses[request].stat(grams[request.layer])
+            else:
+                found[request] = self.values[request].value()
+        for counts in (self.nonfinite, *(sums.nonfinite for sums in self.layers.values())):
+            for tensor, count in counts.items():
+                found.nonfinite[tensor] = max(found.nonfinite.get(tensor, 0), count)
