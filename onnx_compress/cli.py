@@ -1,0 +1,365 @@
+"""The command: words in, exit code out. The only module that prints; the work is done in a child process.
+
+    onnx-compress [run] IN OUT --passes SPEC        inspect, verify and passes are the other commands
+
+Every failure is one line on stderr; `-v` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnx_compress import options as o  # noqa: TC001 - typer reads the annotations
+from onnx_compress.errors import CompressError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Makes a trained ONNX model smaller and faster, and proves that it still works.",
+    epilog="The first form is usual: onnx-compress IN OUT --passes SPEC. Its options: onnx-compress run --help",
+)
+COMMANDS = ("run", "inspect", "verify", "passes")
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One pass.")]
+Source = Annotated[str, typer.Argument(metavar="IN", help="The model to compress.")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the result goes; may be IN.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model to look into.")]
+ModelA = Annotated[str, typer.Argument(metavar="A", help="The original.")]
+ModelB = Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    verbose = "-v" in words or "--verbose" in words
+    try:
+        command = typer.main.get_command(app)
+        code = command.main(with_command(words), prog_name="onnx-compress", standalone_mode=False)
+    except CompressError as error:
+        return _failed(str(error), error.exit_code, error if verbose else None)
+    except typer.TyperException as error:
+        return _failed(f"{error.format_message()} (--help lists the words)", 2, None)
+    except (KeyboardInterrupt, typer.Abort):
+        return _failed("interrupted; nothing was written", 130, None)
+    except Exception as error:  # noqa: BLE001 - a bug of ours: still one line and an exit code
+        line = f"a bug in onnx-compress: {type(error).__name__}: {error}; -v tells where"
+        return _failed(line, 4, error if verbose else None)
+    return code if isinstance(code, int) else 0
+
+
+def with_command(words: list[str]) -> list[str]:
+    """The words with their command in front: `run` where none is named.
+
+    >>> with_command(["in.onnx", "out.onnx"]), with_command(["passes"]), with_command(["--help"])
+    (['run', 'in.onnx', 'out.onnx'], ['passes'], ['--help'])
+    """
+    if not words:
+        raise UsageError("nothing to do; write onnx-compress IN OUT --passes SPEC, or --help")
+    if words[0] in COMMANDS or words[0] in {"--help", "--version"}:
+        return words
+    lone = [word for word in words if not word.startswith("-")] == words[:1] and len(words) == 1
+    if lone and not any(sign in words[0] for sign in "./\\"):
+        from onnx_compress.recipe import nearest
+
+        known = ", ".join(COMMANDS)
+        raise UsageError(f"no command named {words[0]!r}; commands: {known}{nearest(words[0], COMMANDS)}")
+    return ["run", *words]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Say the version.")] = False,
+) -> None:
+    if version:
+        from importlib import metadata
+
+        try:
+            _show(metadata.version("onnx-compress") + "\n")
+        except metadata.PackageNotFoundError as error:
+            raise UsageError("onnx-compress is not installed: it runs from its source folder") from error
+
+
+@app.command()
+def run(  # noqa: PLR0917 - typer makes options of them
+    source: Source,
+    out: Out,
+    passes: o.Spec = None,
+    recipe: o.RecipeFile = None,
+    freeze_inputs: o.FreezeInputs = False,
+    data: o.DataPath = None,
+    preprocess: o.Preprocess = None,
+    eval_: o.EvalPath = None,
+    metric: o.Metric = "top1",
+    max_drop: o.MaxDrop = None,
+    min_sqnr: o.MinSqnr = None,
+    min_speedup: o.MinSpeedup = None,
+    input_shapes: o.InputShapes = None,
+    samples: o.Samples = 512,
+    no_verify: o.NoVerify = False,
+    decisions: o.Decisions = None,
+    threads: o.Threads = None,
+    batch: o.Batch = 1,
+    seed: o.Seed = 0,
+    memory_limit: o.MemoryLimit = None,
+    time_limit: o.TimeLimit = None,
+    dry_run: o.DryRun = False,
+    report: o.Report = None,
+    json: o.Json = False,
+    verbose: o.Verbose = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compress the model IN into OUT. What happens when no command is named."""
+    from onnx_compress.target import Target, check_place
+
+    asked = _recipe(passes, recipe)
+    inputs = [data, eval_, decisions, recipe]
+    reports = _report_places(report or [], [source, out, *inputs])
+    arguments = {
+        "source": source,
+        "passes": asked,
+        "keywords": {
+            "data": data,
+            "eval": eval_,
+            "preprocess": preprocess,
+            "metric": metric,
+            "max_drop": max_drop,
+            "min_sqnr": min_sqnr,
+            "min_speedup": min_speedup,
+            "input_shapes": parse_shapes(input_shapes or []) or None,
+            "decisions": decisions,
+            "threads": threads,
+            "batch": batch,
+            "samples": samples,
+            "seed": seed,
+            "verify": not no_verify,
+            "freeze_inputs": freeze_inputs,
+        },
+    }
+    limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
+    if dry_run:
+        check_place(out, inputs)
+        found = _work("onnx_compress.worker:compress_to", {**arguments, "target": None}, limits)
+    else:
+        with Target(out, inputs) as target:
+            staged = {**arguments, "target": str(target.staged)}
+            found = _work("onnx_compress.worker:compress_to", staged, limits, target.publish)
+    found["output"] = None if dry_run else out
+    _deliver(found, reports, json=json, quiet=quiet)
+
+
+@app.command()
+def verify(  # noqa: PLR0917 - typer makes options of them
+    a: ModelA,
+    b: ModelB,
+    data: o.DataPath = None,
+    preprocess: o.Preprocess = None,
+    eval_: o.EvalPath = None,
+    metric: o.Metric = "top1",
+    max_drop: o.MaxDrop = None,
+    min_sqnr: o.MinSqnr = None,
+    min_speedup: o.MinSpeedup = None,
+    input_shapes: o.InputShapes = None,
+    samples: o.Samples = 512,
+    threads: o.Threads = None,
+    batch: o.Batch = 1,
+    seed: o.Seed = 0,
+    memory_limit: o.MemoryLimit = None,
+    time_limit: o.TimeLimit = None,
+    report: o.Report = None,
+    json: o.Json = False,
+    verbose: o.Verbose = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compare two models: agreement, metric, latency."""
+    reports = _report_places(report or [], [a, b, data, eval_])
+    arguments = {
+        "before": a,
+        "after": b,
+        "data": data,
+        "eval": eval_,
+        "preprocess": preprocess,
+        "metric": metric,
+        "max_drop": max_drop,
+        "min_sqnr": min_sqnr,
+        "min_speedup": min_speedup,
+        "input_shapes": parse_shapes(input_shapes or []) or None,
+        "threads": threads,
+        "batch": batch,
+        "samples": samples,
+        "seed": seed,
+    }
+    limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
+    found = _work("onnx_compress.worker:compare", arguments, limits)
+    _deliver(found, reports, json=json, quiet=quiet)
+
+
+@app.command()
+def inspect(  # noqa: PLR0917 - typer makes options of them
+    model: Model,
+    data: o.DataPath = None,
+    preprocess: o.Preprocess = None,
+    input_shapes: o.InputShapes = None,
+    freeze_inputs: o.FreezeInputs = False,
+    memory_limit: o.MemoryLimit = None,
+    time_limit: o.TimeLimit = None,
+    json: o.Json = False,
+    verbose: o.Verbose = False,
+) -> None:
+    """Show the layers, the channel units, the cost, and what each pass could do and why not."""
+    arguments = {
+        "model": model,
+        "data": data,
+        "preprocess": preprocess,
+        "input_shapes": parse_shapes(input_shapes or []) or None,
+        "freeze_inputs": freeze_inputs,
+    }
+    limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=json)
+    found = _work("onnx_compress.inspect:inspect", arguments, limits)
+    if json:
+        from onnx_compress.report.plain import to_json
+
+        _show(to_json(found))
+        return
+    from onnx_compress.report.layers import to_text
+
+    _show(to_text(found, **_terminal()))
+
+
+@app.command()
+def passes(name: Name = None, json: o.Json = False) -> None:
+    """List the passes, or the options of one with their defaults."""
+    from onnx_compress.passes import known_passes
+    from onnx_compress.report.choices import passes_data, passes_text
+
+    found = passes_data(known_passes(), name)
+    if json:
+        from onnx_compress.report.plain import to_json
+
+        _show(to_json({"passes": found}))
+        return
+    _show(passes_text(found, **_terminal()))
+
+
+def parse_shapes(words: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """`--input-shapes` as a dictionary; the last colon ends the name.
+
+    >>> parse_shapes(["a:0:1,3", "scalar:"])
+    {'a:0': (1, 3), 'scalar': ()}
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for word in words:
+        name, colon, sizes = word.rpartition(":")
+        try:
+            shape = tuple(int(size) for size in sizes.split(",")) if sizes.strip() else ()
+        except ValueError:
+            shape = (0,)
+        if not (name and colon) or any(size < 1 for size in shape):
+            raise UsageError(f"--input-shapes {word!r}: write NAME:1,3,224,224, sizes from 1 on")
+        shapes[name] = shape
+    return shapes
+
+
+def _recipe(spec: str | None, file: str | None) -> Any:
+    from onnx_compress.recipe import load_toml, parse
+
+    if (spec is None) == (file is None):
+        what = "either, not both" if spec is not None else "--passes none makes a lossless copy"
+        raise UsageError(f"say what to do with --passes SPEC or --recipe FILE.toml; {what}")
+    return parse(spec) if spec is not None else load_toml(str(file))
+
+
+def _report_places(paths: Sequence[str], inputs: Sequence[str | None]) -> list[str]:
+    from onnx_compress.target import check_place
+
+    for path in paths:
+        if not path.endswith((".json", ".md")):
+            raise UsageError(f"--report {path}: its ending is not known; write .json or .md")
+        check_place(path, inputs)
+    return list(paths)
+
+
+def _limits(memory: float | None, seconds: float | None, *, verbose: bool, quiet: bool) -> dict[str, Any]:
+    """What `supervise.call` is to watch; 0 is no limit that a run could keep."""
+    if memory == 0 or seconds == 0:
+        raise UsageError("--memory-limit and --time-limit are more than 0")
+    limit = None if memory is None else int(memory * 1e9)
+    return {"memory": limit, "seconds": seconds, "verbose": verbose, "bars": not quiet}
+
+
+def _work(
+    target: str, arguments: dict[str, Any], limits: dict[str, Any], finish: Callable[[], None] | None = None
+) -> Any:
+    """The job's result; `finish` is done after it unless a signal came first."""
+    from onnx_compress import supervise
+
+    bars = limits.pop("bars") and sys.stderr.isatty() and not limits["verbose"]
+    with supervise.catch_signals() as signals, _progress(bars) as progress:
+        found = supervise.call(target, arguments, signals=signals, progress=progress, **limits)
+        signals.check()
+        if finish is not None:
+            finish()
+    return found
+
+
+def _progress(bars: bool) -> Any:
+    if bars:
+        from onnx_compress.report.bars import show_progress
+
+        return show_progress()
+    from contextlib import nullcontext
+
+    return nullcontext(None)
+
+
+def _deliver(found: dict[str, Any], reports: Sequence[str], *, json: bool, quiet: bool) -> None:
+    from onnx_compress.report.markdown import to_markdown
+    from onnx_compress.report.plain import to_json
+    from onnx_compress.target import write_text
+
+    for path in reports:
+        write_text(path, to_json(found) if path.endswith(".json") else to_markdown(found))
+    if json:
+        _show(to_json(found))
+    elif not quiet:
+        from onnx_compress.report.text import to_text
+
+        _show(to_text(found, **_terminal()))
+
+
+def _terminal() -> dict[str, Any]:
+    """Width and colour of stdout."""
+    import shutil
+
+    terminal = sys.stdout.isatty()
+    width = max(shutil.get_terminal_size((100, 24)).columns, 60) if terminal else 120
+    return {"width": width, "color": terminal and not os.environ.get("NO_COLOR")}
+
+
+def _show(text: str) -> None:
+    """Prints to stdout; a reader that went away (`| head`) is no failure."""
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _failed(message: str, code: int, error: BaseException | None) -> int:
+    """One line on stderr, after the traceback where `error` is given."""
+    from onnx_compress.report.words import plain
+
+    if error is not None:
+        details = getattr(error, "details", None) or "".join(traceback.format_exception(error))
+        sys.stderr.write(details)
+    line = plain(" ".join(message.split()))
+    sys.stderr.write(f"onnx-compress: {line}\n".encode("utf-8", "backslashreplace").decode())
+    sys.stderr.flush()
+    return code

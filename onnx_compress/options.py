@@ -1,0 +1,190 @@
+"""The options of the commands, as typer reads them: one alias an option, shared by the commands that take it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+_WHAT, _PROOF, _RUN, _OUT = "What to do", "Data and proof", "How to run", "What to write"
+
+Spec = Annotated[
+    str | None,
+    typer.Option(
+        "--passes",
+        metavar="SPEC",
+        rich_help_panel=_WHAT,
+        help="name[:key=value]* joined by commas, as prune:macs=0.5,svd,int8; none makes a lossless copy.",
+    ),
+]
+RecipeFile = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe",
+        metavar="FILE.toml",
+        rich_help_panel=_WHAT,
+        help="The same in TOML, a table for each pass.",
+    ),
+]
+FreezeInputs = Annotated[
+    bool,
+    typer.Option(
+        "--freeze-inputs",
+        metavar="",
+        rich_help_panel=_WHAT,
+        help="Treat inputs that have a default value (weights of old exports) as constants.",
+    ),
+]
+DataPath = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        rich_help_panel=_PROOF,
+        help="Calibration inputs: .npz (an array per input, axis 0 = samples), a folder of .npz, "
+        "ONNX test_data_set_* folders, or an image folder (with --preprocess).",
+    ),
+]
+Preprocess = Annotated[
+    str | None,
+    typer.Option(
+        "--preprocess",
+        metavar="P",
+        rich_help_panel=_PROOF,
+        help="For image folders: imagenet, or size=256:crop=224:mean=127:std=128:layout=nchw:channels=rgb.",
+    ),
+]
+EvalPath = Annotated[
+    str | None,
+    typer.Option(
+        "--eval",
+        metavar="PATH",
+        rich_help_panel=_PROOF,
+        help="As --data, with targets (array label, or class folders); always used whole.",
+    ),
+]
+Metric = Annotated[
+    str,
+    typer.Option(
+        "--metric",
+        metavar="M",
+        rich_help_panel=_PROOF,
+        help="top1, top5, mse, or package.module:function, called as function(outputs, data) -> float.",
+    ),
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        "--max-drop",
+        metavar="X",
+        rich_help_panel=_PROOF,
+        help="The metric may fall by at most X (0.01 = one point), else exit 1.",
+    ),
+]
+MinSqnr = Annotated[
+    float | None,
+    typer.Option(
+        "--min-sqnr",
+        metavar="DB",
+        rich_help_panel=_PROOF,
+        help="Every output must agree this well, else exit 1.",
+    ),
+]
+MinSpeedup = Annotated[
+    float | None,
+    typer.Option(
+        "--min-speedup",
+        metavar="X",
+        min=0.0,
+        rich_help_panel=_PROOF,
+        help="The result must be X times as fast, else exit 1.",
+    ),
+]
+InputShapes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input-shapes",
+        metavar="N:1,3,224,224",
+        rich_help_panel=_PROOF,
+        help="Sizes for symbolic axes of input N while measuring; repeatable. The model keeps its symbols.",
+    ),
+]
+Samples = Annotated[
+    int,
+    typer.Option(
+        "--samples", metavar="N", min=1, rich_help_panel=_PROOF, help="Calibration samples used, the first N."
+    ),
+]
+NoVerify = Annotated[
+    bool,
+    typer.Option(
+        "--no-verify", metavar="", rich_help_panel=_PROOF, help="Do not compare the result with the original."
+    ),
+]
+Decisions = Annotated[
+    str | None,
+    typer.Option(
+        "--decisions",
+        metavar="REPORT.json",
+        rich_help_panel=_RUN,
+        help="Replay the clock decisions of an earlier run.",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        rich_help_panel=_RUN,
+        show_default="physical cores",
+        help="Of onnxruntime.",
+    ),
+]
+Batch = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, rich_help_panel=_RUN, help="Batch size for latency.")
+]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", min=0, rich_help_panel=_RUN, help="Of every random choice.")
+]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--memory-limit",
+        metavar="GB",
+        min=0.0,
+        rich_help_panel=_RUN,
+        show_default="3/4 of what is free",
+        help="Memory the run may take; mapped files do not count.",
+    ),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit", metavar="S", min=0.0, rich_help_panel=_RUN, help="Seconds the run may take."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", metavar="", rich_help_panel=_OUT, help="All but the write of the model.")
+]
+Report = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--report", metavar="FILE", rich_help_panel=_OUT, help="Write the report, .json or .md; repeatable."
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", metavar="", rich_help_panel=_OUT, help="The report as JSON on stdout, nothing else."
+    ),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option(
+        "--verbose", "-v", metavar="", rich_help_panel=_OUT, help="Say more; tracebacks with errors."
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", metavar="", rich_help_panel=_OUT, help="Say nothing but errors.")
+]

@@ -1,0 +1,1 @@
+"""The report: its data, and its text, JSON and Markdown forms."""

@@ -1,0 +1,119 @@
+"""Files the command will write: checked before the work, written beside their place, renamed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from onnx_compress.errors import LimitError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from types import TracebackType
+
+
+class Target:
+    """The model's place at `out`, and a staging folder beside it that is gone when the block ends.
+
+    Raises UsageError where `out` cannot be written, or is one of `inputs` (files the run reads beside the model).
+    """
+
+    def __init__(self, out: str, inputs: Iterable[str | None] = ()) -> None:
+        self.place = check_place(out, inputs)
+        name = self.place.name
+        try:
+            folder = tempfile.mkdtemp(prefix=f".{name[:80]}.", suffix=".tmp", dir=self.place.parent)
+        except OSError as error:
+            raise UsageError(f"{out}: cannot write in its folder: {error.strerror}") from error
+        self.folder = Path(folder)
+        self.staged = self.folder / name
+        for taken in self.place.parent.glob(f"{_literal(name)}.*.data"):
+            # > a placeholder: so that the new model's data gets a name that no old model refers to
+            (self.folder / taken.name).touch()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Renames what was staged to its place, external data first, the model last."""
+        try:
+            if self.place.exists():
+                self.staged.chmod(stat.S_IMODE(self.place.stat().st_mode))
+            for data in self.folder.iterdir():
+                if data != self.staged and not (self.place.parent / data.name).exists():
+                    data.rename(self.place.parent / data.name)
+            self.staged.replace(self.place)
+            _sync(self.place.parent)
+        except OSError as error:
+            raise LimitError(f"{self.place}: cannot be written: {error.strerror}") from error
+
+
+def check_place(out: str, inputs: Iterable[str | None] = ()) -> Path:
+    """Where `out` leads, links resolved. Raises UsageError where no file can be written there."""
+    try:
+        place = Path(os.path.realpath(out))
+        if place.is_dir() or not out or out.endswith(os.sep):
+            raise UsageError(f"{out!r} is a folder; name the file to write")
+        if not place.parent.is_dir():
+            raise UsageError(f"{out}: there is no folder {str(place.parent)!r}; make it first")
+        if place.exists() and not place.is_file():
+            raise UsageError(
+                f"{out} is no regular file; name another place, or use --dry-run to write nothing"
+            )
+        if not os.access(place if place.exists() else place.parent, os.W_OK):
+            raise UsageError(f"{out} cannot be written: permission denied")
+        if not os.access(place.parent, os.W_OK):
+            raise UsageError(f"{out} cannot be written: its folder is read-only")
+        for path in inputs:
+            if path and os.path.realpath(path) == str(place):
+                raise UsageError(f"{out} is read by this run; write to another file")
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be written: {error.strerror}") from error
+    return place
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a report: beside its place first, then renamed. Raises LimitError where that fails."""
+    place = Path(os.path.realpath(path))
+    temporary = ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(
+            prefix=f".{place.name[:80]}.", suffix=".tmp", dir=place.parent
+        )
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o666 & ~_umask()
+        Path(temporary).chmod(mode)
+        Path(temporary).replace(place)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise LimitError(f"{path}: the report cannot be written: {error.strerror}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _literal(name: str) -> str:
+    """`name` as a glob pattern that matches only itself."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
