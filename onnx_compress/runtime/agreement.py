@@ -61,34 +61,19 @@ class Reference:
         return max(self.errors(candidate).values(), default=0.0)
 
     def errors(self, candidate: Model) -> dict[str, float]:
-        """Σ‖y − y₀‖² / Σ‖y₀ − mean y₀‖² of each float output, the mean over samples.
-
-        An output that is the same for every sample is measured against its energy Σ‖y₀‖². A model without float outputs
-        has the share of unequal values instead.
-        """
-        outputs = self._compare(candidate)
-        floats = {name: value for name, value in outputs.items() if isinstance(value, _Floats)}
-        if floats:
-            return {name: value.error() for name, value in floats.items()}
-        return {name: 1.0 - value.share() for name, value in outputs.items()}
+        """The `Comparison.errors` of each output."""
+        return self._compare(candidate).errors()
 
     def agreements(self, candidate: Model) -> list[Agreement]:
         """One row an output of the reference, in its order."""
-        return [value.agreement(name) for name, value in self._compare(candidate).items()]
+        return self._compare(candidate).agreements()
 
-    def _compare(self, candidate: Model) -> dict[str, _Floats | _Equality]:
+    def _compare(self, candidate: Model) -> Comparison:
         session = Session(candidate, threads=self._threads)
-        outputs: dict[str, _Floats | _Equality] = {}
-        names: dict[str, str] = {}
+        comparison = Comparison()
         for feeds, expected in self._pairs():
-            rows = _rows(feeds)
-            actual = session.run(feeds)
-            names = names or _matching(list(expected), session.outputs)
-            for name, value in expected.items():
-                if name not in outputs:
-                    outputs[name] = _Floats() if _is_float(value) else _Equality()
-                outputs[name].add(value, actual[names[name]], rows)
-        return outputs
+            comparison.add(expected, session.run(feeds), batch_rows(feeds))
+        return comparison
 
     def _pairs(self) -> Iterator[tuple[Mapping[str, Array], dict[str, Any]]]:
         """Each batch of feeds, with the reference's outputs for it."""
@@ -113,6 +98,40 @@ class Reference:
 def output_error(reference: Model, candidate: Model, data: Data, *, threads: int = 0) -> float:
     """Σ‖y − y₀‖² / Σ‖y₀ − mean y₀‖² of the worst float output, y₀ the reference's: what `tolerance` bounds."""
     return Reference(reference, data, threads=threads).error(candidate)
+
+
+class Comparison:
+    """Sums over the outputs of two models, batch by batch."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[str, _Floats | _Equality] = {}
+        self._names: dict[str, str] = {}
+
+    def add(self, expected: Mapping[str, Any], actual: Mapping[str, Any], rows: int) -> None:
+        """The outputs of the reference and of the other for a batch of `rows` samples.
+
+        Raises InputError where the other lacks an output.
+        """
+        self._names = self._names or matching(list(expected), list(actual))
+        for name, value in expected.items():
+            if name not in self._outputs:
+                self._outputs[name] = _Floats() if _is_float(value) else _Equality()
+            self._outputs[name].add(value, actual[self._names[name]], rows)
+
+    def errors(self) -> dict[str, float]:
+        """Σ‖y − y₀‖² / Σ‖y₀ − mean y₀‖² of each float output, the mean over samples.
+
+        An output that is the same for every sample is measured against its energy Σ‖y₀‖². A model without float outputs
+        has the share of unequal values instead.
+        """
+        floats = {name: value for name, value in self._outputs.items() if isinstance(value, _Floats)}
+        if floats:
+            return {name: value.error() for name, value in floats.items()}
+        return {name: 1.0 - value.share() for name, value in self._outputs.items()}
+
+    def agreements(self) -> list[Agreement]:
+        """One row an output of the reference, in its order."""
+        return [value.agreement(name) for name, value in self._outputs.items()]
 
 
 class _Floats:
@@ -280,7 +299,8 @@ def _relative(noise: float, signal: float) -> float:
     return noise / signal if signal > 0 else math.inf
 
 
-def _rows(feeds: Mapping[str, Array]) -> int:
+def batch_rows(feeds: Mapping[str, Array]) -> int:
+    """Samples in a batch."""
     return next((len(value) for value in feeds.values() if value.ndim), 1)
 
 
@@ -299,8 +319,8 @@ def _nbytes(value: Any) -> int:
     return 64
 
 
-def _matching(expected: list[str], actual: list[str]) -> dict[str, str]:
-    """The candidate's name for each of the reference's outputs: the same, or by position where all names differ."""
+def matching(expected: list[str], actual: list[str]) -> dict[str, str]:
+    """The other's name for each of the reference's outputs: the same, or by position where all names differ."""
     if set(expected) <= set(actual):
         return {name: name for name in expected}
     if len(expected) == len(actual) and not set(expected) & set(actual):
