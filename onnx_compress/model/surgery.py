@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
 
     Array = NDArray[Any]
+    _Scope = dict[str, tuple[onnx.GraphProto, onnx.TensorProto]]  # weights by name, each with its graph
 
 
 class _Mapped(LazyValues):  # type: ignore[misc]
@@ -57,7 +58,7 @@ class Surgery:
         self._protos: dict[int, onnx.GraphProto] = {}
         self._taken: set[str] = set()
         self.graph = _import(self.model.proto)
-        self._remember(self.graph, self.model.proto.graph)
+        self._remember(self.graph, self.model.proto.graph, {})
         self._used_before = {id(constant) for constant, _ in self._used()}
 
     def graphs(self) -> Iterator[gs.Graph]:
@@ -82,6 +83,12 @@ class Surgery:
             name = f"{hint}_{number}"
         self._taken.add(name)
         return name
+
+    def owner(self, weight: gs.Constant) -> gs.Graph:
+        """The graph that holds `weight`: the one whose initializer it is; of a new one, the main graph."""
+        known = self._weights.get(id(weight))
+        holders = (graph for graph in self.graphs() if known and self._protos[id(graph)] is known[1])
+        return next(holders, self.graph)
 
     def constant(self, hint: str, value: Array) -> gs.Constant:
         """A new weight with a fresh name."""
@@ -126,18 +133,18 @@ class Surgery:
         self.model.collect()
         return self.model
 
-    def _remember(self, graph: gs.Graph, proto: onnx.GraphProto) -> None:
-        """Keeps the proto behind every node and weight of `graph` and its bodies."""
+    def _remember(self, graph: gs.Graph, proto: onnx.GraphProto, outer: _Scope) -> None:
+        """Keeps the proto behind every node and weight of `graph` and its bodies; `outer`: the weights around it."""
         self._protos[id(graph)] = proto
         named = [*proto.input, *proto.output, *proto.value_info, *proto.initializer]
         self._taken.update(value.name for value in named)
-        initializers = {tensor.name: tensor for tensor in proto.initializer}
+        scope = {**outer, **{tensor.name: (proto, tensor) for tensor in proto.initializer}}
         for tensor in graph.tensors().values():
-            if isinstance(tensor, gs.Constant) and id(tensor) not in self._weights:
-                initializer = initializers.get(tensor.name)
-                if initializer is not None:
-                    tensor._values = _Mapped(initializer, self.model)  # noqa: SLF001
-                    self._weights[id(tensor)] = (tensor, proto, initializer)
+            if isinstance(tensor, gs.Constant) and id(tensor) not in self._weights and tensor.name in scope:
+                # graph.tensors() of the main graph lacks a weight that only a body reads
+                owner, initializer = scope[tensor.name]
+                tensor._values = _Mapped(initializer, self.model)  # noqa: SLF001
+                self._weights[id(tensor)] = (tensor, owner, initializer)
         for node, node_proto in zip(graph.nodes, proto.node, strict=True):
             self._taken.update([node_proto.name, *node_proto.output])
             attributes = {attribute.name: attribute for attribute in node_proto.attribute}
@@ -148,7 +155,7 @@ class Surgery:
                 attribute = attributes[key]
                 protos = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
                 for body, body_proto in zip(bodies, protos, strict=True):
-                    self._remember(body, body_proto)
+                    self._remember(body, body_proto, scope)
             self._nodes[id(node)] = (node, node_proto, _state(node))
 
     def _used(self) -> Iterator[tuple[gs.Constant, gs.Graph]]:
