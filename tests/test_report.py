@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onnx_compress.report import words
+from onnx_compress.report.layers import to_text as layers_text
 from onnx_compress.report.markdown import to_markdown
 from onnx_compress.report.plain import to_json
 from onnx_compress.report.text import to_text
@@ -208,3 +209,50 @@ def test_mse_is_shown_as_a_number() -> None:
     }
     assert words.score("mse", metric["before"]) == "-0.01"
     assert words.drop(metric) == "-0.0025 (100 samples)"
+
+
+def test_layers_text_shows_units_and_every_reason() -> None:
+    layer = {"name": "c", "op": "Conv", "input": [1, 3, 8, 8], "weight": [4, 3, 3, 3], "output": ["N", None]}
+    found = {
+        "model": "m.onnx",
+        **costs(1),
+        "opsets": {"ai.onnx": 17},
+        "inputs": [{"name": "x", "dtype": "float32", "shape": ["N", 3, 8, 8]}],
+        "outputs": [{"name": "y", "shape": []}],
+        "layers": [{**layer, "params": 108, "macs": 6912, "bytes": 432}],
+        "units": {
+            "kinds": [{"units": 4, "places": {"w[0]": 1, "v[1]": 9}}],
+            "pinned": [
+                {"axis": "w[2]", "why": "part of a kernel"},
+                {"axis": "v[0]", "why": "a graph output"},
+            ],
+        },
+        "barriers": [{"node": "n", "why": "a custom op"}],
+        "passes": [
+            {"name": "prune", "could": None, "skips": []},
+            {
+                "name": "int8",
+                "could": [{"node": "c", "what": "quantize"}],
+                "skips": [{"node": "l", "why": "recurrent"}],
+            },
+            {"name": "svd", "could": [], "skips": []},
+        ],
+        "warnings": ["odd"],
+    }
+    lines = lines_of(layers_text(found))
+    for line in (
+        "1.08 MB, 272 k parameters, 40.8 M MACs, 71 nodes, opset 17",
+        "input x: float32 Nx3x8x8",
+        "output y: -",
+        "c Conv 1x3x8x8 4x3x3x3 Nx? 108 6.91 k 432 B",
+        "4 w[0] (1), v[1] (9)",
+        "1 a graph output v[0]",
+        "1 a custom op n",
+        "does not say beforehand",
+        "quantize 1 c",
+        "1 recurrent l",
+        "could do nothing",
+        "warning: odd",
+    ):
+        assert line in lines
+    assert "part of a kernel" not in " ".join(lines)

@@ -34,7 +34,7 @@ def to_text(report: dict[str, Any], *, width: int = 100, color: bool = False) ->
         parts += ["", _layers(report)]
     skips = skips_by_reason(report)
     if skips:
-        parts += ["", Text("left alone", style="bold"), _skips(skips)]
+        parts += ["", Text("left alone", style="bold"), skip_table(skips)]
     parts += [Text(f"warning: {plain(line)}", style="yellow") for line in report.get("warnings") or []]
     return render(parts, width=width, color=color)
 
@@ -115,18 +115,20 @@ def _layer(layers: list[dict[str, Any]], place: int) -> tuple[str, str, str, str
     if place >= len(layers):
         return "", "", "", ""
     layer = layers[place]
-    return _short(layer["name"]), plain(layer["op"]), amount(layer.get("macs")), size(layer.get("bytes"))
+    return short(layer["name"]), plain(layer["op"]), amount(layer.get("macs")), size(layer.get("bytes"))
 
 
-def _short(name: str, length: int = 28) -> str:
+def short(name: str, length: int = 28) -> str:
     """The end of a long name: that is where names differ."""
     name = plain(name)
     return name if len(name) <= length else "…" + name[1 - length :]
 
 
-def _skips(skips: list[tuple[str, str, list[str]]]) -> Table:
-    made = table("pass", "nodes", "why", "", right=(1,))
+def skip_table(skips: list[tuple[str, str, list[str]]]) -> Table:
+    """(pass, reason, nodes) as rows; no column for the pass where none is named."""
+    named = any(name for name, _, _ in skips)
+    made = table(*(["pass"] if named else []), "count", "why", "which", right=(int(named),))
     for name, why, nodes in skips:
-        shown = ", ".join(_short(node) for node in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
-        made.add_row(plain(name), str(len(nodes)), plain(why), shown)
+        shown = ", ".join(short(node) for node in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
+        made.add_row(*([plain(name)] if named else []), str(len(nodes)), plain(why), shown)
     return made

@@ -1,0 +1,71 @@
+"""What inspect says of a model agrees with counting by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_compress.errors import InputError
+from onnx_compress.inspect import inspect
+from onnx_compress.model.document import Model
+from onnx_compress.passes import known_passes
+
+GRAPH = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 3, 8, 8] x) => (float[N, 5] y)
+{
+  h = Conv <kernel_shape = [3, 3]> (x, w, b)
+  r = Relu (h)
+  p = GlobalAveragePool (r)
+  f = Flatten (p)
+  y = Gemm <transB = 1> (f, v)
+}
+"""
+
+
+def model() -> Model:
+    proto = onnx.parser.parse_model(GRAPH)
+    for name, shape in (("w", (4, 3, 3, 3)), ("b", (4,)), ("v", (5, 4))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    return Model.from_proto(proto)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    return inspect(model())
+
+
+def test_layers_are_counted(found: dict[str, Any]) -> None:
+    """Conv: 4·3·3·3 weights at 6·6 places, 4 biases; Gemm: 5·4."""
+    conv, gemm = found["layers"]
+    assert (conv["op"], conv["macs"], conv["params"], conv["bytes"]) == ("Conv", 108 * 36, 112, 448)
+    assert (conv["input"], conv["weight"], conv["output"]) == ([1, 3, 8, 8], [4, 3, 3, 3], [1, 4, 6, 6])
+    assert (gemm["op"], gemm["macs"], gemm["params"], gemm["bytes"]) == ("Gemm", 20, 20, 80)
+    assert (found["params"], found["macs"]) == (132, 108 * 36 + 20)
+
+
+def test_channels_that_go_together_are_one_kind(found: dict[str, Any]) -> None:
+    """A channel of the convolution takes its filter, its bias and its column of the Gemm."""
+    (kind,) = found["units"]["kinds"]
+    assert kind["units"] == 4
+    assert kind["places"] == {"w[0]": 1, "b[0]": 1, "v[1]": 1}
+    reasons = {item["axis"]: item["why"] for item in found["units"]["pinned"]}
+    assert reasons["w[1]"] == "a graph input"
+    assert reasons["v[0]"] == "a graph output"
+
+
+def test_inputs_and_outputs_keep_their_symbols(found: dict[str, Any]) -> None:
+    assert found["inputs"] == [{"name": "x", "dtype": "float32", "shape": ["N", 3, 8, 8]}]
+    assert found["outputs"] == [{"name": "y", "shape": ["N", 5]}]
+
+
+def test_every_pass_says_what_it_could_do(found: dict[str, Any]) -> None:
+    assert [item["name"] for item in found["passes"]] == [kind.name for kind in known_passes()]
+
+
+def test_missing_model_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="no such file"):
+        inspect("absent.onnx")
