@@ -1,0 +1,163 @@
+"""Factors refitted so that the layer, fed with what it is fed now, gives what the original gave there.
+
+Layers are taken in topological order, so each one sees the errors of those before it, and corrects them. Where the
+layer's output is added to a shortcut, the target is the original's sum less today's shortcut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_compress.passes.svd.factors import Factors
+from onnx_compress.passes.svd.lowrank import balanced, decompose, energy
+from onnx_compress.passes.svd.spatial import spatial_factors
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.passes.svd.layers import Layer
+    from onnx_compress.runtime.requests import CrossStat, GramStat
+
+    Array = NDArray[Any]
+    Shape = tuple[int | str | None, ...]
+
+DAMPING = 1e-4  # of the mean diagonal of a Gram matrix: directions that the data hardly shows stay with the plain norm
+RIDGE = 1e-2  # of the same: how strongly the target weight is held to the present one
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer's output should be: tensor `tensor` of the original, less tensor `minus` of the present model."""
+
+    tensor: str
+    minus: str | None = None
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer's least-squares problem: min tr[(W − W̃) G (W − W̃)ᵀ] over factors W̃, and the bias that goes with it.
+
+    weight (groups, N / groups, K): the best dense one; grams (groups, K, K), centred where the layer has a bias to
+    rewrite; mean_x (groups, K) and mean_y (groups, N / groups): what the bias must reconcile, None without one.
+    """
+
+    weight: Array
+    grams: Array | None
+    mean_x: Array | None = None
+    mean_y: Array | None = None
+
+
+def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
+    """To keep the layer's own output, on the input described by `stat` (or any input, without)."""
+    if stat is None or stat.kind != "full":
+        return Problem(layer.weight, None)
+    if not layer.shifts:
+        return Problem(layer.weight, stat.gram)
+    mean_y = np.einsum("gnk,gk->gn", layer.weight, stat.mean)
+    return Problem(layer.weight, centred(stat), stat.mean, mean_y)
+
+
+def aimed_problem(layer: Layer, stat: CrossStat) -> Problem:
+    """To give the target of `stat`, starting from the layer's present weight."""
+    cross = np.swapaxes(stat.cross, 1, 2)  # (groups, N / groups, K)
+    mean_y = stat.mean_y - layer.bias.reshape(stat.mean_y.shape)
+    grams = stat.gram
+    if layer.shifts:
+        grams = centred(stat)
+        cross = cross - stat.mean_y[:, :, None] * stat.mean[:, None, :]
+    weights = [
+        weight + np.linalg.solve(damped(gram, RIDGE), (aim - weight @ gram).T).T
+        for weight, gram, aim in zip(layer.weight, grams, cross, strict=True)
+    ]
+    means = (stat.mean, mean_y) if layer.shifts else (None, None)
+    return Problem(np.stack(weights), grams, *means)
+
+
+def solve(problem: Problem, layer: Layer, method: str, rank: int, start: Factors | None = None) -> Factors:
+    """The factors of `rank` that lose least; start: factors of the same form to begin from."""
+    grams: list[Array | None] = [None] * layer.groups
+    if problem.grams is not None:
+        grams = [damped(gram, DAMPING) for gram in problem.grams]
+    if method == "svd":
+        pairs = [
+            balanced(*decompose(weight, gram).at(rank), gram)
+            for weight, gram in zip(problem.weight, grams, strict=True)
+        ]
+        first, second = (np.stack(side) for side in zip(*pairs, strict=True))
+        factors = Factors("svd", first, second)
+    else:
+        filters = problem.weight[0].reshape(layer.filters().shape)
+        first, second = spatial_factors(filters, grams[0], rank, start=None if start is None else start.first)
+        factors = Factors("spatial", *_balanced_spatial(first, second, grams[0]))
+    if problem.mean_x is None or problem.mean_y is None:
+        return factors
+    shift = problem.mean_y - np.einsum("gnk,gk->gn", factors.product(), problem.mean_x)
+    return replace(factors, shift=shift.reshape(-1))
+
+
+def relative_error(problem: Problem, factors: Factors) -> float:
+    """The squared error of the layer's output over its energy, on the samples the problem was posed on."""
+    rest = problem.weight - factors.product()
+    grams = [None] * len(rest) if problem.grams is None else problem.grams
+    lost = sum(energy(part, gram) for part, gram in zip(rest, grams, strict=True))
+    total = sum(energy(part, gram) for part, gram in zip(problem.weight, grams, strict=True))
+    return lost / max(total, np.finfo(float).tiny)
+
+
+def _balanced_spatial(first: Array, second: Array, gram: Array | None) -> tuple[Array, Array]:
+    rank, channels, height = first.shape
+    n, _, width = second.shape
+    size = channels * height
+    mean = None
+    if gram is not None:
+        mean = np.einsum("ajbj->ab", gram.reshape(size, width, size, width)) / width
+    one, two = balanced(first.reshape(rank, size), second.transpose(0, 2, 1).reshape(-1, rank), mean)
+    return one.reshape(first.shape), two.reshape(n, width, rank).transpose(0, 2, 1)
+
+
+def centred(stat: GramStat) -> Array:
+    """The covariance matrices (groups, K, K)."""
+    covariance: Array = stat.gram - stat.mean[:, :, None] * stat.mean[:, None, :]
+    return covariance
+
+
+def damped(gram: Array, share: float) -> Array:
+    """`gram` with `share` of its mean diagonal added to the diagonal."""
+    size = len(gram)
+    least = np.finfo(float).tiny
+    total: Array = gram + max(share * float(np.trace(gram)) / size, least) * np.eye(size)
+    return total
+
+
+def target_of(
+    node: gs.Node, original: Mapping[str, Shape], present: Mapping[str, Shape], written: Mapping[str, int]
+) -> Target | None:
+    """What the output of `node` should be, or None where the original has no such tensor of the same shape.
+
+    written: for each tensor of the present model, the place of the node that writes it.
+    """
+    output = node.outputs[0]
+
+    def known(name: str) -> bool:
+        return name in original and original[name] == present.get(name, ())
+
+    users = output.outputs
+    if len(users) == 1 and users[0].op == "Add" and len(users[0].inputs) == 2:
+        total = users[0].outputs[0].name
+        other = next((tensor for tensor in users[0].inputs if tensor is not output), None)
+        # the later of two branches corrects the sum; the shortcut must be there already
+        if (
+            other is not None
+            and not isinstance(other, gs.Constant)
+            and known(total)
+            and present.get(other.name) == present.get(output.name) == present.get(total)
+            and written.get(other.name, -1) < written[output.name]
+        ):
+            return Target(total, other.name)
+    return Target(output.name) if known(output.name) else None

@@ -1,0 +1,82 @@
+"""A matrix as two thin ones: the factors that lose least of a layer's output.
+
+    W (N, K) ≈ second (N, r) · first (r, K)
+
+With the Gram matrix G = L Lᵀ of the layer's input, W L = U Σ Vᵀ gives the best rank-r factors in the output's norm, and the
+squared output error is exactly Σ_{i>r} σ_i² (Eckart & Young 1936; SVD-LLM 2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The decomposition of one weight: `energies` σ² falling, and full-rank factors whose leading parts are the best ones."""
+
+    energies: Array  # (r,)
+    first: Array  # (r, K), rows in falling importance
+    second: Array  # (N, r)
+
+    def at(self, rank: int) -> tuple[Array, Array]:
+        """The best factors of `rank`: first (rank, K) and second (N, rank)."""
+        if not 1 <= rank <= len(self.energies):
+            raise ValueError(f"rank {rank} is not within 1..{len(self.energies)}")
+        return self.first[:rank], self.second[:, :rank]
+
+
+def decompose(weight: Array, gram: Array | None = None) -> LowRank:
+    """The low-rank decomposition of `weight` (N, K) in the norm of `gram` (K, K), or the Frobenius norm.
+
+    >>> parts = decompose(np.diag([3.0, 2.0, 1.0]))
+    >>> parts.energies.round(6).tolist()
+    [9.0, 4.0, 1.0]
+    """
+    if gram is None:
+        u, s, vt = np.linalg.svd(weight, full_matrices=False)
+        return LowRank(s * s, np.sqrt(s)[:, None] * vt, u * np.sqrt(s))
+    root, inverse = root_and_inverse(gram)
+    u, s, vt = np.linalg.svd(weight @ root, full_matrices=False)
+    return LowRank(s * s, np.sqrt(s)[:, None] * (vt @ inverse), u * np.sqrt(s))
+
+
+def root_and_inverse(gram: Array) -> tuple[Array, Array]:
+    """L and L⁻¹ with L Lᵀ = G, symmetric, of a positive semi-definite G; directions without energy count as nearly none.
+
+    Not Cholesky: a dead input or fewer samples than inputs make G singular.
+    """
+    values, vectors = np.linalg.eigh(gram)
+    # a floor, not a cut: weights along a silent direction must survive where the rank allows
+    floor = max(float(values[-1]), np.finfo(float).tiny) * 1e-9
+    s = np.sqrt(np.maximum(values, floor))
+    return (vectors * s) @ vectors.T, (vectors / s) @ vectors.T
+
+
+def energy(weight: Array, gram: Array | None) -> float:
+    """The energy tr[W G Wᵀ] of the output of `weight` (N, K): of the difference of two weights, the squared error."""
+    if gram is None:
+        return float(np.vdot(weight, weight))
+    return max(float(np.vdot(weight @ gram, weight)), 0.0)
+
+
+def balanced(first: Array, second: Array, gram: Array | None = None) -> tuple[Array, Array]:
+    """The same product with each component's scale shared evenly: first (r, K), second (N, r).
+
+    Row i of `first` gives the middle tensor's channel i; its RMS (by `gram`, else the row's norm) becomes the norm of
+    column i of `second`, so that neither factor nor the tensor between needs a wide 8-bit range.
+    """
+    rows = np.einsum("rk,rk->r", first if gram is None else first @ gram, first)
+    left = np.sqrt(np.maximum(rows, 0.0))
+    right = np.linalg.norm(second, axis=0)
+    known = (left > 0) & (right > 0)
+    scale = np.sqrt(np.divide(right, left, out=np.ones_like(left), where=known))
+    return first * scale[:, None], second / scale

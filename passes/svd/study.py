@@ -1,0 +1,153 @@
+"""What is known about the layers of one model: their inputs' statistics, their tables, and how much each one matters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx_compress.errors import InputError
+from onnx_compress.model.cost import cost
+from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.svd.aim import Problem, plain_problem, solve
+from onnx_compress.passes.svd.factors import Factors, apply_factors
+from onnx_compress.passes.svd.layers import Layer, find_layers
+from onnx_compress.passes.svd.ranks import Option, table
+from onnx_compress.runtime.agreement import Reference
+from onnx_compress.runtime.data.synthetic import random_data
+from onnx_compress.runtime.layers import layer_input
+from onnx_compress.runtime.observe import Gram, observe
+from onnx_compress.runtime.session import input_specs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.contract import Job, Skip
+    from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
+    from onnx_compress.runtime.data import Data
+
+    Array = NDArray[Any]
+
+WIDEST = 5000  # inputs of a layer up to which its Gram matrix is worth its time
+PROBE_WORK = 2e11  # multiply-adds that all sensitivity probes together may take
+HELD_OUT = 0.25  # of the data
+
+
+@dataclass
+class Study:
+    """One model under study. `fit` and `held` are the data to fit on and to judge by, None without data."""
+
+    job: Job
+    layers: list[Layer]
+    skips: list[Skip]
+    shapes: dict[str, Shape]
+    macs: int
+    params: int
+    fit: Data | None
+    held: Data | None
+    problems: dict[str, Problem] = field(default_factory=dict)
+    tables: dict[str, list[Option]] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+    _factors: dict[tuple[str, str, int], Factors] = field(default_factory=dict)
+    _reference: Reference | None = None
+
+    @classmethod
+    def of(cls, job: Job, *, exclude: str | None, data_aware: bool) -> Study:
+        """The study of `job.model`, its layers found."""
+        shapes = infer(job.model, first_shapes(job))
+        layers, skips = find_layers(Surgery(job.model), shapes, exclude)
+        total = cost(job.model, shapes)
+        fit = held = None
+        if job.data is not None and data_aware:
+            fit, held = job.data.split(HELD_OUT, job.seed)
+        return cls(job, layers, skips, shapes, total.macs, total.params, fit, held)
+
+    def observe(self, layers: Sequence[Layer]) -> None:
+        """Poses the problem of each layer: the Gram matrices of their inputs, in one sweep."""
+        if self.fit is None:
+            self.problems = {layer.output: plain_problem(layer, None) for layer in layers}
+            return
+        wanted = {layer.output for layer in layers if layer.weight.shape[2] <= WIDEST}
+        inputs = {
+            node.outputs[0].name: layer_input(node, self.shapes)
+            for node in Surgery(self.job.model).graph.nodes
+            if node.outputs and node.outputs[0].name in wanted
+        }
+        requests = {name: Gram(given) for name, given in inputs.items() if not isinstance(given, str)}
+        found = observe(self.job.model, self.fit, requests.values())
+        for layer in layers:
+            request = requests.get(layer.output)
+            self.problems[layer.output] = plain_problem(layer, found[request] if request else None)
+
+    def tabulate(
+        self, layers: Sequence[Layer], methods: Iterable[str], multiple: int, *, by: str, only: int | None
+    ) -> None:
+        """The table of each layer."""
+        methods = tuple(methods)
+        for number, layer in enumerate(layers):
+            self.job.progress(number, len(layers), "ranks")
+            self.tables[layer.output] = table(
+                layer, self.problems[layer.output].grams, methods, multiple, by=by, only=only
+            )
+
+    def probe(self, layers: Sequence[Layer]) -> None:
+        """Measures how much an error of each layer's output moves the model's: its weight in the share-out.
+
+        One probe a layer: factored at about half its work, alone.
+        """
+        if self.held is None:
+            return
+        samples = int(PROBE_WORK / max(self.macs * max(len(layers), 1), 1))
+        reference = Reference(self.job.model, self.held.take(min(max(samples, 8), 256)))
+        for number, layer in enumerate(layers):
+            self.job.progress(number, len(layers), "sensitivity")
+            options = self.tables[layer.output]
+            if not options:
+                continue
+            option = min(options, key=lambda o: abs(2 * o.macs - layer.macs))
+            trial = self.build({layer.output: option})
+            moved = reference.error(trial)
+            self.weights[layer.output] = moved / max(option.error, 1e-9)
+
+    def factors(self, output: str, option: Option) -> Factors:
+        """The factors of one layer at `option`, made once."""
+        key = (output, option.method, option.rank)
+        if key not in self._factors:
+            layer = next(layer for layer in self.layers if layer.output == output)
+            self._factors[key] = solve(self.problems[output], layer, option.method, option.rank)
+        return self._factors[key]
+
+    def build(self, plan: Mapping[str, Option]) -> Model:
+        """The model with these layers factored, each fitted to its own input."""
+        return apply_factors(self.job.model, {name: self.factors(name, plan[name]) for name in plan})
+
+    def error(self, candidate: Model) -> float:
+        """What `candidate` adds to the original's outputs on held-out data."""
+        assert self.held is not None
+        if self._reference is None:
+            self._reference = Reference(self.job.original, self.held)
+        return self._reference.error(candidate)
+
+
+def first_shapes(job: Job) -> dict[str, tuple[int, ...]]:
+    """Concrete sizes of every input: those given, else those of the first sample."""
+    if job.input_shapes:
+        return job.input_shapes
+    feeds = first_feeds(job)
+    return {name: tuple(value.shape) for name, value in feeds.items()}
+
+
+def first_feeds(job: Job) -> dict[str, Array]:
+    """One sample, to run the model on."""
+    data = job.data
+    if data is None or job.input_shapes:
+        data = random_data(input_specs(job.model), 1, job.seed, job.input_shapes, model=job.model)
+    feeds = next(iter(data.batches(1)), None)
+    if feeds is None:
+        raise InputError("there are no samples")
+    return dict(feeds)

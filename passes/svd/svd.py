@@ -1,0 +1,254 @@
+"""The pass: layers factored into two thinner ones, as far as the error and the clock allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from onnx_compress.contract import Change, Result, Skip
+from onnx_compress.passes.svd.aim import relative_error
+from onnx_compress.passes.svd.factors import apply_factors, factored_macs
+from onnx_compress.passes.svd.ranks import ShareOut, candidate_ranks
+from onnx_compress.passes.svd.refit import refit
+from onnx_compress.passes.svd.speed import propose, quantizes
+from onnx_compress.passes.svd.study import Study, first_feeds
+from onnx_compress.recipe import option
+
+if TYPE_CHECKING:
+    from onnx_compress.contract import Job
+    from onnx_compress.model.document import Model
+    from onnx_compress.passes.svd.factors import Factors
+    from onnx_compress.passes.svd.layers import Layer
+    from onnx_compress.passes.svd.ranks import Option
+
+DEFAULT_TOLERANCE = 0.02  # of the outputs' variance
+GRAIN = 8  # ranks without a clock: what 8 float lanes and the int8 kernels like
+ROUNDS = 7  # whole models tried in the search for the largest saving within the tolerance
+LEAST_SAVING = 0.2  # of a layer's work: below that no clock is asked
+
+
+@dataclass(frozen=True)
+class Svd:
+    """Factors Gemm, MatMul and Conv into two thinner layers, whitened by the data and refitted towards the original."""
+
+    name: ClassVar[str] = "svd"
+    tolerance: Literal["auto"] | float | None = option(
+        "auto", "error it may add to the outputs, share of their variance (auto: 0.02)", low=0
+    )
+    rank: int | None = option(None, "rank of every layer", low=1)
+    energy: float | None = option(None, "share of each layer's output energy to keep", low=0, high=1)
+    macs: float | None = option(None, "fraction of the model's multiply-adds to keep", low=0, high=1)
+    params: float | None = option(None, "fraction of the model's weights to keep", low=0, high=1)
+    method: Literal["auto", "svd", "spatial"] = option(
+        "auto", "svd: k x k to r channels, then 1 x 1; spatial: k x 1, then 1 x k; auto: the better of them"
+    )
+    data_aware: bool = option(True, "weigh errors by the calibration data; false: by the weights alone")
+    keep_if: Literal["faster", "not-slower", "always"] = option(
+        "faster", "keep a factored layer only where it is measured so"
+    )
+    round_to: Literal["auto"] | int = option("auto", "ranks are multiples of this", low=1)
+    exclude: str | None = option(None, "leave nodes alone whose name matches this regular expression")
+
+    def __post_init__(self) -> None:
+        given = [word for word in ("rank", "energy", "macs", "params") if getattr(self, word) is not None]
+        if self.tolerance not in ("auto", None):
+            given.append("tolerance")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: give one budget")
+        if not given and self.tolerance is None:
+            raise ValueError("tolerance=none leaves no bound: give rank, energy, macs or params")
+
+    def apply(self, job: Job) -> Result:
+        """The job's model with every layer factored that this saves work in, within the budget."""
+        study = Study.of(job, exclude=self.exclude, data_aware=self.data_aware)
+        skips = list(study.skips)
+        multiple = self._multiple(job)
+        layers = self._worthwhile(study, multiple, skips)
+        study.observe(layers)
+        study.tabulate(layers, self._methods, multiple, by=self._by, only=self.rank)
+        plan, warnings = self._plan(study, layers, skips)
+        made = refit(study, plan) if plan else {}
+        kept = self._keep(study, plan, made, skips)
+        model = apply_factors(job.model, {output: made[output] for output in kept}) if kept else job.model
+        changes = [_change(layer, plan[layer.output], study) for layer in layers if layer.output in kept]
+        return Result(model, changes, skips, tuple(job.clock.decisions), warnings)
+
+    @property
+    def _by(self) -> str:
+        return "params" if self.params is not None else "macs"
+
+    @property
+    def _methods(self) -> tuple[str, ...]:
+        return ("svd", "spatial") if self.method == "auto" else (self.method,)
+
+    @property
+    def _bound(self) -> float:
+        return DEFAULT_TOLERANCE if self.tolerance in ("auto", None) else float(self.tolerance)  # type: ignore[arg-type]
+
+    def _multiple(self, job: Job) -> int:
+        if self.round_to != "auto":
+            return self.round_to
+        if self.keep_if == "always":
+            return GRAIN
+        return job.clock.round_to("conv", quantized=quantizes(job))
+
+    def _worthwhile(self, study: Study, multiple: int, skips: list[Skip]) -> list[Layer]:
+        """The layers that have a rank which saves work and, where the clock decides, are faster at half their work."""
+        chosen: list[Layer] = []
+        asked: dict[object, str | None] = {}
+        for number, layer in enumerate(study.layers):
+            study.job.progress(number, len(study.layers), "timing")
+            best = self._half(layer, multiple)
+            if best is None:
+                which = f"rank {self.rank}" if self.rank else f"no rank that is a multiple of {multiple}"
+                skips.append(Skip(layer.node, f"{which} saves {'nothing' if self.rank else self._by}"))
+                continue
+            if layer.signature not in asked:
+                asked[layer.signature] = self._slower(study, layer, *best)
+            why = asked[layer.signature]
+            if why is None:
+                chosen.append(layer)
+            else:
+                skips.append(Skip(layer.node, why))
+        return chosen
+
+    def _half(self, layer: Layer, multiple: int) -> tuple[str, int] | None:
+        """The method and rank whose work is nearest to half the layer's."""
+        pairs = [
+            (method, rank)
+            for method in self._methods
+            if method == "svd" or layer.spatial
+            for rank in candidate_ranks(layer, method, multiple, by=self._by, only=self.rank)
+        ]
+        return min(pairs, key=lambda pair: abs(2 * factored_macs(layer, *pair) - layer.macs), default=None)
+
+    def _slower(self, study: Study, layer: Layer, method: str, rank: int) -> str | None:
+        """Why the clock is against factoring this layer, or None."""
+        if self.keep_if == "always":
+            return None
+        share = factored_macs(layer, method, rank) / max(layer.macs, 1)
+        if share > 1 - LEAST_SAVING and self.keep_if == "faster":
+            return f"factored at rank {rank} would still take {share:.0%} of its multiply-adds"
+        decision = propose(study.job, layer, method, rank, study.shapes)
+        if decision is None or decision.kept or self.keep_if == "not-slower":
+            return None
+        return f"factored at rank {rank} ({method}) it would be {decision.ratio or 0:.2f}x as fast"
+
+    def _plan(
+        self, study: Study, layers: list[Layer], skips: list[Skip]
+    ) -> tuple[dict[str, Option], list[str]]:
+        """What to do with each layer; those not named stay dense."""
+        usable = [layer for layer in layers if study.tables[layer.output]]
+        if not usable:
+            return {}, []
+        if self.rank is not None or self.energy is not None:
+            return self._plan_each(study, usable, skips), []
+        if study.held is None and self._by == "macs" and self.macs is None:
+            return self._plan_bounded(study, usable, skips), []
+        study.probe(usable)
+        share = ShareOut([self._rows(study, layer) for layer in usable])
+        if self.macs is None and self.params is None:
+            plan = self._largest_saving(study, usable, share)
+            skips += [
+                Skip(layer.node, f"no rank that pays keeps the outputs within {self._bound:g}")
+                for layer in usable
+                if layer.output not in plan
+            ]
+            return plan, []
+        total, wanted = (study.params, self.params) if self._by == "params" else (study.macs, self.macs)
+        budget = (wanted or 0.0) * total - (total - share.most)
+        picks = share.choose(budget)
+        warnings = []
+        if picks is None:
+            least = (total - share.most + share.least) / max(total, 1)
+            warnings.append(f"svd cannot keep only {wanted:g} of the {self._by}; the least is {least:.2f}")
+            picks = share.choose(share.least)
+        assert picks is not None
+        return _picked(study, usable, picks), warnings
+
+    def _plan_each(self, study: Study, layers: list[Layer], skips: list[Skip]) -> dict[str, Option]:
+        """One rank for all, or the least rank that keeps the energy: each layer by itself."""
+        plan: dict[str, Option] = {}
+        for layer in layers:
+            options = study.tables[layer.output]
+            found = [item for item in options if self.energy is None or item.error <= 1 - self.energy]
+            if self.rank is not None and options:
+                found = [min(options, key=lambda item: item.error)]
+            if found:
+                plan[layer.output] = min(found, key=lambda item: (item.macs, item.error))
+            else:
+                why = f"no rank that saves work keeps {self.energy or 0:.4g} of its output's energy"
+                skips.append(Skip(layer.node, why))
+        return plan
+
+    def _plan_bounded(self, study: Study, layers: list[Layer], skips: list[Skip]) -> dict[str, Option]:
+        """Without data: the least rank whose error in the weights themselves is within the tolerance."""
+        plan: dict[str, Option] = {}
+        for layer in layers:
+            found = [item for item in study.tables[layer.output] if item.error <= self._bound]
+            if found:
+                plan[layer.output] = min(found, key=lambda item: item.macs)
+            else:
+                skips.append(
+                    Skip(layer.node, f"no rank that saves work keeps its weights within {self._bound:g}")
+                )
+        return plan
+
+    def _rows(self, study: Study, layer: Layer) -> list[tuple[float, float]]:
+        """(cost, weighted error) of leaving the layer alone, then of each of its options."""
+        weight = study.weights.get(layer.output, 1.0)
+        dense = float(layer.params if self._by == "params" else layer.macs)
+        options = study.tables[layer.output]
+        return [(dense, 0.0), *((float(getattr(item, self._by)), item.error * weight) for item in options)]
+
+    def _largest_saving(self, study: Study, layers: list[Layer], share: ShareOut) -> dict[str, Option]:
+        """The plan that saves most and whose measured error on held-out data stays within the tolerance."""
+        low, high, best = share.least, share.most, {}
+        for round_ in range(ROUNDS):
+            study.job.progress(round_, ROUNDS, "tolerance")
+            middle = (low + high) / 2
+            picks = share.choose(middle)
+            plan = _picked(study, layers, picks) if picks else {}
+            if not plan:
+                break
+            if study.error(study.build(plan)) <= self._bound:
+                best, high = plan, middle
+            else:
+                low = middle
+        return best
+
+    def _keep(
+        self, study: Study, plan: dict[str, Option], made: dict[str, Factors], skips: list[Skip]
+    ) -> set[str]:
+        """The layers whose factors stay, by the clock on the whole model."""
+        if self.keep_if == "always" or not plan:
+            return set(plan)
+        job = study.job
+        names = {layer.output: layer.node for layer in study.layers if layer.output in plan}
+        outputs = {node: output for output, node in names.items()}
+        works = {layer.output: layer.macs for layer in study.layers}
+        gains = {node: float(works[output] - plan[output].macs) for node, output in outputs.items()}
+
+        def build(kept: set[str]) -> Model:
+            return job.finish(apply_factors(job.model, {outputs[node]: made[outputs[node]] for node in kept}))
+
+        kept = job.clock.keep_best(job.finish(job.model), gains, build, first_feeds(job), self.keep_if)
+        dropped = [node for node in outputs if node not in kept]
+        skips += [Skip(node, f"the whole model is not {self.keep_if} with it factored") for node in dropped]
+        return {outputs[node] for node in kept}
+
+
+def _picked(study: Study, layers: list[Layer], picks: list[int]) -> dict[str, Option]:
+    return {
+        layer.output: study.tables[layer.output][pick - 1]
+        for layer, pick in zip(layers, picks, strict=True)
+        if pick
+    }
+
+
+def _change(layer: Layer, chosen: Option, study: Study) -> Change:
+    _, n, k = layer.weight.shape
+    groups = f"{layer.groups} x " if layer.groups > 1 else ""
+    after = f"rank {chosen.rank}, {chosen.macs / max(layer.macs, 1):.2f} of its multiply-adds"
+    error = relative_error(study.problems[layer.output], study.factors(layer.output, chosen))
+    return Change(layer.node, chosen.method, f"{groups}{n} x {k}", after, error)
