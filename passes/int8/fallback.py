@@ -1,0 +1,53 @@
+"""The fewest layers in float with which the quantized model keeps to a tolerance."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from onnx_compress.model.document import Model
+    from onnx_compress.passes.int8.placement import Placement
+    from onnx_compress.passes.int8.quantizer import Quantizer
+
+    Judge = Callable[[Model], float]
+
+
+def sensitivities(quantizer: Quantizer, judge: Judge) -> dict[str, float]:
+    """The output error of each layer when it alone is quantized."""
+    found = {}
+    layers = quantizer.layers
+    for number, name in enumerate(layers):
+        others = {other: "" for other in layers if other != name}
+        found[name] = judge(quantizer.quantized(others)[0])
+        quantizer.progress(number + 1, len(layers), "int8: sensitivity")
+    return found
+
+
+def hold(
+    quantizer: Quantizer, judge: Judge, quick: Judge, tolerance: float, *, followers: bool
+) -> tuple[Model, Placement, float] | None:
+    """The quantized model with the fewest layers kept in float whose error is within `tolerance`, or None.
+
+    Layers are kept in float in the order of their sensitivity, which `quick` judges; how many is found by bisection.
+    """
+    ranked = sorted((-error, name) for name, error in sensitivities(quantizer, quick).items())
+
+    def attempt(count: int) -> tuple[Model, Placement, float]:
+        keep = {
+            name: f"in float to keep within the tolerance: alone in int8 it adds an output error of {-error:.2g}"
+            for error, name in ranked[:count]
+        }
+        model, placement = quantizer.quantized(keep, followers=followers)
+        return model, placement, judge(model)
+
+    low, high, best = 0, len(ranked), None  # > low is known to miss
+    while high - low > 1:
+        count = (low + high) // 2
+        tried = attempt(count)
+        if tried[2] <= tolerance:
+            high, best = count, tried
+        else:
+            low = count
+    return best

@@ -1,0 +1,120 @@
+"""Float rewrites that change no result and give operators for which onnxruntime has integer kernels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_compress.model.surgery import Surgery
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
+
+    Rule = Callable[[Surgery, gs.Node, Mapping[str, Shape]], list[gs.Node] | None]
+
+
+def lower(model: Model, shapes: Mapping[str, Shape]) -> Model:
+    """`model` with nodes of the main graph replaced by RULES, where they stand in a path of 4-D images or 2-D rows."""
+    surgery = Surgery(model)
+    _name(surgery)
+    for node in list(surgery.graph.nodes):
+        rule = RULES.get(node.op)
+        new = rule(surgery, node, shapes) if rule else None
+        if new:
+            new[-1].name = node.name  # the last one goes by the old name in reports and patterns
+            surgery.replace(surgery.graph, node, new)
+    return surgery.commit()
+
+
+def _name(surgery: Surgery) -> None:
+    """Every node of the main graph gets a name of its own: a placement goes by names."""
+    used: set[str] = set()
+    for node in surgery.graph.nodes:
+        if not node.name or node.name in used:
+            node.name = surgery.fresh(node.name or f"{node.op}")
+        used.add(node.name)
+
+
+def _spatial_mean(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """ReduceMean over all spatial axes is GlobalAveragePool."""
+    shape = shapes.get(node.inputs[0].name)
+    axes = _axes(node)
+    if shape is None or axes is None or len(shape) not in (3, 4):
+        return None
+    if sorted(axis % len(shape) for axis in axes) != list(range(2, len(shape))):
+        return None
+    pool = surgery.node("GlobalAveragePool", "pool", [node.inputs[0]])
+    if node.attrs.get("keepdims", 1):
+        return [pool]
+    return [pool, surgery.node("Flatten", "flat", [pool.outputs[0]], axis=1)]
+
+
+def _axes(node: gs.Node) -> list[int] | None:
+    if len(node.inputs) > 1 and isinstance(node.inputs[1], gs.Constant):
+        return [int(axis) for axis in np.asarray(node.inputs[1].values).reshape(-1)]
+    axes = node.attrs.get("axes")
+    return [int(axis) for axis in axes] if axes else None
+
+
+def _scale_and_shift(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """BatchNormalization that no convolution could take up is a 1x1 convolution of each channel by itself."""
+    shape = shapes.get(node.inputs[0].name)
+    if shape is None or len(shape) != 4 or node.attrs.get("training_mode", 0) or len(node.outputs) != 1:
+        return None
+    if not all(isinstance(t, gs.Constant) and np.dtype(t.dtype) == np.float32 for t in node.inputs[1:5]):
+        return None
+    gain, shift, mean, variance = (np.asarray(t.values, np.float64) for t in node.inputs[1:5])
+    weight = gain / np.sqrt(variance + float(node.attrs.get("epsilon", 1e-5)))
+    bias = shift - mean * weight
+    return [
+        surgery.node(
+            "Conv",
+            "norm",
+            [
+                node.inputs[0],
+                surgery.constant("norm_weight", weight.astype(np.float32).reshape(-1, 1, 1, 1)),
+                surgery.constant("norm_bias", bias.astype(np.float32)),
+            ],
+            group=len(weight),
+            kernel_shape=[1, 1],
+        )
+    ]
+
+
+def _hard_swish(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """HardSwish(x) = x · HardSigmoid(x)."""
+    del shapes
+    gate = _gate(surgery, node.inputs[0], 1 / 6, 0.5)
+    return [*gate, surgery.node("Mul", "swish", [node.inputs[0], gate[-1].outputs[0]])]
+
+
+def _hard_sigmoid(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """HardSigmoid(x) = clip(αx + β, 0, 1) = α · clip(x + β/α, 0, 1/α): an addition that saturates, and a scale."""
+    del shapes
+    alpha, beta = float(node.attrs.get("alpha", 0.2)), float(node.attrs.get("beta", 0.5))
+    return _gate(surgery, node.inputs[0], alpha, beta) if alpha > 0 else None
+
+
+def _gate(surgery: Surgery, source: gs.Tensor, alpha: float, beta: float) -> list[gs.Node]:
+    shift = surgery.constant("shift", np.array(beta / alpha, np.float32))
+    add = surgery.node("Add", "shifted", [source, shift])
+    ends = [
+        surgery.constant("low", np.array(0, np.float32)),
+        surgery.constant("high", np.array(1 / alpha, np.float32)),
+    ]
+    clip = surgery.node("Clip", "clipped", [add.outputs[0], *ends])
+    factor = surgery.constant("factor", np.array(alpha, np.float32))
+    return [add, clip, surgery.node("Mul", "gate", [clip.outputs[0], factor])]
+
+
+RULES: dict[str, Rule] = {
+    "ReduceMean": _spatial_mean,
+    "BatchNormalization": _scale_and_shift,
+    "HardSwish": _hard_swish,
+    "HardSigmoid": _hard_sigmoid,
+}

@@ -1,0 +1,337 @@
+"""Which nodes run in integers and which tensors between them carry 8 bits, as onnxruntime's CPU kernels want it.
+
+A *layer* (Conv, Gemm, MatMul by a weight) is why one quantizes. A *follower* (Add, Concat, pooling, Reshape, Sigmoid...)
+runs in integers where its inputs come from integer nodes and somebody after it goes on in integers: then no tensor is
+converted on its way. An activation that only clips (Relu, Clip) vanishes into the range of the tensor it clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+LAYERS = ("Conv", "Gemm", "MatMul")
+FLOAT_ONLY = {  # work that onnxruntime's CPU provider does in float only
+    "ConvTranspose": "onnxruntime's CPU provider has no integer ConvTranspose",
+    "LSTM": "a recurrent layer runs in float",
+    "GRU": "a recurrent layer runs in float",
+    "RNN": "a recurrent layer runs in float",
+    "Einsum": "onnxruntime's CPU provider has no integer Einsum",
+}
+SHARED = {  # values only move: the output has the input's scale and onnxruntime drops the conversions around it
+    "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherElements",
+    "Tile", "Expand", "Resize", "Split", "Concat", "Pad",
+}  # fmt: skip
+REQUANTIZED = {
+    "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Relu", "Sigmoid", "Softmax", "MatMul",
+}  # fmt: skip
+FIXED = {"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256)}  # outputs whose range is known
+
+
+@dataclass
+class Placement:
+    """What runs in integers. Nodes and tensors are named; names are unique in the main graph.
+
+    layers: in graph order; followers: the other integer nodes; folded: clipping node to the integer node before it;
+    group: quantized tensor to the tensor that stands for all tensors of its scale;
+    scaled: multiplication by a constant to that constant, which only changes what the same codes mean;
+    left: layer to why it stays in float.
+    """
+
+    layers: list[str] = field(default_factory=list)
+    followers: set[str] = field(default_factory=set)
+    folded: dict[str, str] = field(default_factory=dict)
+    group: dict[str, str] = field(default_factory=dict)
+    scaled: dict[str, float] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def members(self) -> dict[str, list[str]]:
+        """Each group's tensors."""
+        found: dict[str, list[str]] = {}
+        for tensor, group in self.group.items():
+            found.setdefault(group, []).append(tensor)
+        return found
+
+
+def place(graph: gs.Graph, keep: dict[str, str], *, followers: bool = True) -> Placement:
+    """The placement for `graph`; `keep` names nodes that stay in float and says why.
+
+    followers=False: only layers run in integers, which is best where float operators stand between all of them.
+    """
+    placement = Placement()
+    for node in graph.nodes:
+        if node.op in FLOAT_ONLY and weight_of(node) is not None:
+            placement.left[node.name] = FLOAT_ONLY[node.op]
+        elif node.op in LAYERS and (node.op != "MatMul" or weight_of(node) is not None):
+            why = keep.get(node.name, unfit(node))
+            if why is not None:
+                placement.left[node.name] = why
+            else:
+                placement.layers.append(node.name)
+    chosen = set(placement.layers)
+    integer = {id(node) for node in graph.nodes if node.name in chosen}
+    layers = set(integer)
+    if followers:
+        integer |= {id(node) for node in graph.nodes if node.name not in keep and _can_follow(node)}
+    _settle(graph, integer, layers, placement)
+    placement.followers = {node.name for node in graph.nodes if id(node) in integer - layers}
+    _group(graph, integer, placement)
+    return placement
+
+
+def weight_of(node: gs.Node) -> gs.Constant | None:
+    """The constant that a layer multiplies with, if it is one."""
+    at = 1
+    if len(node.inputs) > at and isinstance(node.inputs[at], gs.Constant):
+        return node.inputs[at]
+    if node.op in ("MatMul", "Gemm", "Einsum") and node.inputs and isinstance(node.inputs[0], gs.Constant):
+        return node.inputs[0]
+    return None
+
+
+def unfit(node: gs.Node) -> str | None:
+    """Why a layer cannot run in integers, or None."""
+    weight = weight_of(node)
+    if weight is None:
+        return "its weight is computed in the graph"
+    if weight is not node.inputs[1]:
+        return "its weight is the left factor, for which there are no per-channel scales"
+    if np.dtype(weight.dtype) != np.float32:
+        return f"its weight is {np.dtype(weight.dtype).name}, not float32"
+    if not isinstance(node.inputs[0], gs.Variable) or node.inputs[0].name == "":
+        return "its input is constant"
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is not None and bias.name and not isinstance(bias, gs.Constant):
+        return "its bias is computed in the graph"
+    if node.op == "MatMul" and len(weight.shape) != 2:
+        return "its weight is no matrix"
+    if node.op == "Gemm" and bias is not None and bias.name:
+        columns = weight.shape[0] if node.attrs.get("transB", 0) else weight.shape[1]
+        if int(np.prod(bias.shape)) not in (1, columns) or max((*bias.shape, 1)) != int(np.prod(bias.shape)):
+            return "its bias differs by row"
+    if not np.all(np.isfinite(weight.values)):
+        return "its weight is not finite"
+    return None
+
+
+def data_inputs(node: gs.Node) -> list[int]:
+    """Which inputs of an integer node carry the values that are quantized."""
+    if node.op in ("Add", "Mul", "Concat"):
+        return list(range(len(node.inputs)))
+    if node.op == "MatMul" and not isinstance(node.inputs[1], gs.Constant):
+        return [0, 1]
+    return [0]
+
+
+def _can_follow(node: gs.Node) -> bool:
+    """Whether onnxruntime has an integer form of this node, as far as the node alone tells."""
+    if node.domain not in (None, "", "ai.onnx"):
+        return False
+    inputs = [node.inputs[at] for at in data_inputs(node)] if node.inputs else []
+    if not inputs or all(isinstance(tensor, gs.Constant) for tensor in inputs):
+        return False
+    if node.op in ("Add", "Mul"):
+        constants = [t for t in inputs if isinstance(t, gs.Constant)]
+        return all(np.dtype(t.dtype) == np.float32 and np.all(np.isfinite(t.values)) for t in constants)
+    if node.op == "MatMul":
+        return not any(isinstance(tensor, gs.Constant) for tensor in inputs)
+    if node.op == "Resize":
+        mode = node.attrs.get("mode", "nearest")
+        return mode == "nearest" and node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize"
+    if node.op == "Split":
+        return True
+    if node.op == "Pad":
+        value = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+        zero = value is None or (isinstance(value, gs.Constant) and not np.any(value.values))
+        return bool(zero or node.attrs.get("mode", "constant") != "constant")
+    if any(isinstance(tensor, gs.Constant) for tensor in inputs):
+        return False
+    return node.op in SHARED | REQUANTIZED and len(node.outputs) == 1
+
+
+def _settle(graph: gs.Graph, integer: set[int], layers: set[int], placement: Placement) -> None:
+    """Takes followers out until every one of them has integer inputs and somebody to feed in integers."""
+    outputs = {id(tensor) for tensor in graph.outputs}
+    while True:
+        placement.folded = dict(_foldable(graph, integer, outputs))
+        by_name = {node.name: node for node in graph.nodes}
+        made = {id(t) for node in graph.nodes if id(node) in integer for t in node.outputs}
+        for name, before in placement.folded.items():
+            made -= {id(t) for t in by_name[before].outputs}
+            made |= {id(t) for t in by_name[name].outputs}
+        # what a layer reads is in 8 bits anyway
+        made |= {id(node.inputs[0]) for node in graph.nodes if id(node) in layers}
+        inputs = {id(tensor) for tensor in graph.inputs}
+        gone = set()
+        for node in graph.nodes:
+            if id(node) not in integer or id(node) in layers:
+                continue
+            known = made | inputs if node.op in SHARED - {"Concat"} else made
+            feeds = [node.inputs[at] for at in data_inputs(node)]
+            if not all(isinstance(t, gs.Constant) or id(t) in known for t in feeds) or not any(
+                _goes_on(node, t, integer, placement.folded) for t in node.outputs
+            ):
+                gone.add(id(node))
+        if not gone:
+            return
+        integer -= gone
+
+
+def _foldable(graph: gs.Graph, integer: set[int], outputs: set[int]) -> Iterator[tuple[str, str]]:
+    """Clipping nodes that vanish into the range of the one integer node before them."""
+    for node in graph.nodes:
+        if not clips(node):
+            continue
+        tensor = node.inputs[0]
+        if len(tensor.inputs) != 1 or len(tensor.outputs) != 1 or id(tensor) in outputs:
+            continue
+        before = tensor.inputs[0]
+        if id(before) in integer and before.op in (*LAYERS, "Add", "Mul", "AveragePool", "GlobalAveragePool"):
+            yield node.name, before.name
+
+
+def clips(node: gs.Node) -> bool:
+    """Whether this node only clips, to bounds that are known and include zero."""
+    if node.op == "Relu":
+        return True
+    if node.op != "Clip":
+        return False
+    bounds = [t for t in node.inputs[1:] if t.name]
+    low, high = clip_bounds(node) if all(isinstance(t, gs.Constant) for t in bounds) else (1.0, 0.0)
+    return low <= 0.0 <= high
+
+
+def clip_bounds(node: gs.Node) -> tuple[float, float]:
+    """Between what a Relu or Clip of constant bounds leaves its input."""
+    if node.op == "Relu":
+        return 0.0, float("inf")
+    bounds = [node.attrs.get("min", -np.inf), node.attrs.get("max", np.inf)]
+    for at, tensor in enumerate(node.inputs[1:3]):
+        if tensor.name:
+            bounds[at] = float(np.asarray(tensor.values).reshape(-1)[0])
+    return float(bounds[0]), float(bounds[1])
+
+
+def _goes_on(node: gs.Node, tensor: gs.Tensor, integer: set[int], folded: dict[str, str]) -> bool:
+    """Whether an integer node reads `tensor` (or what a folded activation makes of it) as its data."""
+    for user in tensor.outputs:
+        if folded.get(user.name) == node.name:
+            if any(_goes_on(node, out, integer, {}) for out in user.outputs):
+                return True
+        elif id(user) in integer and any(user.inputs[at] is tensor for at in data_inputs(user)):
+            return True
+    return False
+
+
+def _group(graph: gs.Graph, integer: set[int], placement: Placement) -> None:
+    """Finds the quantized tensors and joins those that must share a scale."""
+    ends = {before: name for name, before in placement.folded.items()}
+    by_name = {node.name: node for node in graph.nodes}
+    joined = Joined()
+    for node in graph.nodes:
+        if id(node) not in integer:
+            continue
+        feeds = [node.inputs[at] for at in data_inputs(node) if isinstance(node.inputs[at], gs.Variable)]
+        for tensor in feeds:
+            joined.find(tensor.name)
+        if node.op in ("Gemm", "MatMul") and not _goes_on(node, node.outputs[0], integer, placement.folded):
+            placement.folded.pop(ends.get(node.name, ""), None)
+            continue  # its result is wanted in float: no conversion at all
+        last = by_name[ends[node.name]] if node.name in ends else node
+        for tensor in last.outputs:
+            joined.find(tensor.name)
+        if node.op in SHARED:
+            for tensor in [*feeds, *node.outputs]:
+                joined.join(tensor.name, node.outputs[0].name)
+    placement.group = {name: joined.find(name) for name in list(joined.parent)}
+    origins = sources(graph, placement)
+    for node in graph.nodes:
+        factor = _factor(node) if id(node) in integer and node.name not in ends else None
+        if factor is None:
+            continue
+        before, after = (placement.group[t.name] for t in (*_variables(node), node.outputs[0]))
+        # > one origin: a tensor joined with others has the scale of all of them
+        if before != after and origins[after] == [node.outputs[0].name]:
+            placement.scaled[node.name] = factor
+
+
+@dataclass
+class Joined:
+    """Names in disjoint sets."""
+
+    parent: dict[str, str] = field(default_factory=dict)
+
+    def find(self, name: str) -> str:
+        """The name that stands for the set of `name`."""
+        self.parent.setdefault(name, name)
+        while self.parent[name] != name:
+            self.parent[name] = self.parent[self.parent[name]]
+            name = self.parent[name]
+        return name
+
+    def join(self, name: str, other: str) -> None:
+        """One set of two; the name that stands for that of `other` stands for both."""
+        self.parent[self.find(name)] = self.find(other)
+
+
+def _variables(node: gs.Node) -> list[gs.Variable]:
+    return [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable)]
+
+
+def _factor(node: gs.Node) -> float | None:
+    """By what a node multiplies every value, if it is a positive constant."""
+    constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
+    if node.op != "Mul" or len(constants) != 1 or int(np.prod(constants[0].shape)) != 1:
+        return None
+    if len(constants[0].shape) > 1:
+        return None  # it may add axes
+    factor = float(np.asarray(constants[0].values).reshape(-1)[0])
+    return factor if 1e-6 < factor < 1e6 else None
+
+
+def sources(graph: gs.Graph, placement: Placement) -> dict[str, list[str]]:
+    """Of each group, the tensors whose values decide its scale: those that are not just moved from another."""
+    moved = {
+        tensor.name
+        for node in graph.nodes
+        if node.name in placement.followers and node.op in SHARED
+        for tensor in node.outputs
+    }
+    return {
+        group: [name for name in names if name not in moved] or names
+        for group, names in placement.members().items()
+    }
+
+
+def scaled_groups(graph: gs.Graph, placement: Placement) -> dict[str, tuple[str, float]]:
+    """Groups whose scale is that of another group times a constant, in graph order."""
+    return {
+        placement.group[node.outputs[0].name]: (
+            placement.group[_variables(node)[0].name],
+            placement.scaled[node.name],
+        )
+        for node in graph.nodes
+        if node.name in placement.scaled
+    }
+
+
+def bounds(graph: gs.Graph, placement: Placement, names: Collection[str]) -> dict[str, tuple[float, float]]:
+    """Ranges that the operator itself fixes, of the tensors in `names`."""
+    found = {}
+    for node in graph.nodes:
+        for tensor in node.outputs:
+            if tensor.name not in names:
+                continue
+            if node.op in FIXED and node.name in placement.followers:
+                found[tensor.name] = FIXED[node.op]
+    return found

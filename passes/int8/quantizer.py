@@ -1,0 +1,247 @@
+"""One model, observed once, quantized as often as a search asks: all of it, without some layers, only some."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.int8 import gptq, ranges
+from onnx_compress.passes.int8.emit import emit
+from onnx_compress.passes.int8.placement import FIXED, Placement, place, scaled_groups, sources
+from onnx_compress.passes.int8.weights import (
+    LayerWeight,
+    channel_axis,
+    float_weight,
+    nearest,
+    weight_scale,
+)
+from onnx_compress.runtime.layers import LayerInput, layer_input, weight_from_rows, weight_rows
+from onnx_compress.runtime.observe import Gram, Histogram, Moments, Range, observe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import onnx_graphsurgeon as gs
+    from numpy.typing import NDArray
+
+    from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.int8.ranges import Affine
+    from onnx_compress.runtime.data import Data
+
+    Array = NDArray[Any]
+
+POSITIONS = 8  # of each sample in a Gram matrix: observe takes more where columns would be few
+GRAMS = 512 * 2**20  # bytes of Gram matrices held at once
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Progress goes nowhere."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How to quantize; the words are those of the options."""
+
+    calibrate: str = "mse"
+    per_channel: bool = True
+    signed: bool = False
+    rounding: str = "gptq"
+    bias_correction: bool = True
+    limit: int = 127  # the largest weight code
+
+
+@dataclass
+class Quantizer:
+    """`model` (lowered), with what was seen of it on `data`, ready to be quantized.
+
+    keep: nodes that stay in float in any case, and why.
+    """
+
+    model: Model
+    data: Data
+    choices: Choices
+    keep: dict[str, str]
+    shapes: Mapping[str, Shape]
+    threads: int = 0
+    progress: Callable[[int, int, str], None] = silent
+    seen: dict[str, ranges.Seen] = field(default_factory=dict)
+    means: dict[str, Array] = field(default_factory=dict)
+    rounded: dict[str, tuple[Array, Array, Array]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.graph = Surgery(self.model).graph
+        self.nodes = {node.name: node for node in self.graph.nodes}
+        self.layers = place(self.graph, self.keep).layers
+
+    def quantized(
+        self, keep: Mapping[str, str] | None = None, *, followers: bool = True
+    ) -> tuple[Model, Placement]:
+        """The model in int8, and where; `keep` names more nodes that stay in float."""
+        placement = place(self.graph, {**self.keep, **(keep or {})}, followers=followers)
+        if not placement.layers:
+            return self.model, placement
+        scales = self._scales(placement)
+        weights = {
+            name: self._weight(name, scales[placement.group[self._source(name)]]) for name in placement.layers
+        }
+        return emit(self.model, placement, scales, weights), placement
+
+    def observe(self) -> None:
+        """Sees the ranges of all tensors that any placement may quantize, and rounds all weights."""
+        wanted = set()
+        for followers in (True, False):
+            placement = place(self.graph, self.keep, followers=followers)
+            wanted |= {name for names in sources(self.graph, placement).values() for name in names}
+            wanted |= set(placement.group)
+        self._see(sorted(wanted))
+        if self.choices.rounding == "gptq":
+            self._round()
+        elif self.choices.bias_correction:
+            self._average()
+
+    def _see(self, names: list[str]) -> None:
+        kind = Range if self.choices.calibrate == "minmax" else Histogram
+        known = [name for name in names if name not in self.seen]
+        found = observe(self.model, self.data, [kind(name) for name in known], threads=self.threads)
+        for name in known:
+            value = found[kind(name)]
+            if kind is Range:
+                low, high = value
+                self.seen[name] = ranges.Seen(np.empty(0), np.empty(0), float(low), float(high))
+            else:
+                self.seen[name] = ranges.seen([(value.counts, value.low, value.high)])
+        self.progress(1, 3, "int8: ranges")
+
+    def _scales(self, placement: Placement) -> dict[str, Affine]:
+        origins = sources(self.graph, placement)
+        fixed = {
+            tensor.name: FIXED[node.op]
+            for node in self.graph.nodes
+            if node.op in FIXED and node.name in placement.followers
+            for tensor in node.outputs
+        }
+        missing = {n for names in origins.values() for n in names} - self.seen.keys() - fixed.keys()
+        if missing:
+            self._see(sorted(missing))
+        found = {
+            group: (
+                ranges.affine(*fixed[names[0]], self.choices.signed)
+                if len(names) == 1 and names[0] in fixed
+                else ranges.choose(
+                    ranges.merged([self.seen[name] for name in names]),
+                    self.choices.calibrate,
+                    self.choices.signed,
+                )
+            )
+            for group, names in origins.items()
+        }
+        for group, (before, factor) in scaled_groups(self.graph, placement).items():
+            found[group] = ranges.Affine(
+                found[before].scale * factor, found[before].zero, self.choices.signed
+            )
+        return found
+
+    def _source(self, name: str) -> str:
+        source: str = self.nodes[name].inputs[0].name
+        return source
+
+    def _weight(self, name: str, source: Affine) -> LayerWeight:
+        node = self.nodes[name]
+        weight, bias = float_weight(node)
+        axis = channel_axis(node)
+        scale = weight_scale(
+            weight,
+            axis,
+            limit=self.choices.limit,
+            per_channel=self.choices.per_channel,
+            bias=bias,
+            source=source.scale,
+        )
+        known = self.rounded.get(name)
+        if known is not None and np.array_equal(known[1], scale):
+            codes = known[0]
+        else:
+            codes = nearest(weight, scale, axis, self.choices.limit)
+        made = LayerWeight(codes, scale, axis, bias)
+        mean = self.means.get(name)
+        if self.choices.bias_correction and mean is not None:
+            made.bias = _corrected(node, weight, made, mean)
+        return made
+
+    def _round(self) -> None:
+        """GPTQ for every layer, as many Gram matrices at a time as memory allows."""
+        scales = self._scales(place(self.graph, self.keep))
+        groups = place(self.graph, self.keep).group
+        waiting: list[tuple[str, LayerInput]] = []
+        for name in self.layers:
+            unfolded = layer_input(self.nodes[name], self.shapes)
+            if isinstance(unfolded, LayerInput):
+                waiting.append((name, unfolded))
+        done = 0
+        while waiting:
+            part: list[tuple[str, LayerInput]] = []
+            size = 0
+            while waiting and (not part or size < GRAMS):
+                name, unfolded = waiting.pop(0)
+                part.append((name, unfolded))
+                size += 8 * weight_rows(self.nodes[name], self.nodes[name].inputs[1].values).shape[2] ** 2
+            found = observe(
+                self.model, self.data, [Gram(u) for _, u in part], threads=self.threads, positions=POSITIONS
+            )
+            for name, unfolded in part:
+                self._round_layer(name, found[Gram(unfolded)], scales[groups[self._source(name)]])
+                done += 1
+                self.progress(done, len(self.layers), "int8: rounding")
+
+    def _round_layer(self, name: str, stat: Any, source: Affine) -> None:
+        node = self.nodes[name]
+        weight, bias = float_weight(node)
+        axis = channel_axis(node)
+        self.means[name] = stat.mean
+        scale = weight_scale(
+            weight,
+            axis,
+            limit=self.choices.limit,
+            per_channel=self.choices.per_channel,
+            bias=bias,
+            source=source.scale,
+        )
+        rows = weight_rows(node, weight)
+        steps = np.broadcast_to(scale.reshape(-1), (rows.shape[0] * rows.shape[1],)).reshape(rows.shape[:2])
+        codes = np.empty(rows.shape, np.int8)
+        for where, grams in stat.blocks():
+            for group in range(len(rows)):
+                codes[group][:, where] = gptq.gptq(
+                    rows[group][:, where], grams[group], steps[group].astype(np.float64), self.choices.limit
+                )
+        kernel = weight.shape[2:] if node.op == "Conv" else ()
+        self.rounded[name] = (weight_from_rows(node, codes, kernel), scale, stat.mean)
+
+    def _average(self) -> None:
+        """Means of the layers' inputs, for the bias correction."""
+        asked = {}
+        for name in self.layers:
+            node = self.nodes[name]
+            axis = 1 if node.op == "Conv" else -1
+            asked[name] = Moments(self._source(name), axis)
+        found = observe(self.model, self.data, asked.values(), threads=self.threads)
+        for name, request in asked.items():
+            node = self.nodes[name]
+            rows = weight_rows(node, node.inputs[1].values)
+            mean = found[request].mean
+            taps = rows.shape[0] * rows.shape[2] // max(len(mean), 1)
+            if len(mean) * taps == rows.shape[0] * rows.shape[2]:
+                self.means[name] = np.repeat(mean, taps).reshape(rows.shape[0], rows.shape[2])
+
+
+def _corrected(node: gs.Node, weight: Array, made: LayerWeight, mean: Array) -> Array:
+    """The bias that restores the mean of the layer's output: b − (W̃ − W) E[x]. mean: (groups, K)."""
+    drift = np.einsum("gnk,gk->gn", weight_rows(node, made.real().astype(np.float64) - weight), mean).reshape(
+        -1
+    )
+    corrected: Array = -drift if made.bias is None else made.bias - drift
+    return corrected

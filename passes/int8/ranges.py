@@ -1,0 +1,163 @@
+"""From what a tensor's values were to the scale and zero point of its 8 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+METHODS = ("mse", "minmax", "percentile", "entropy")
+PERCENTILE = 99.99  # of the values, between which the range of `percentile` reaches
+STEPS = 255  # between the smallest and the largest of 8 bits
+
+
+@dataclass(frozen=True)
+class Affine:
+    """`real = scale · (code − zero)`, codes 0..255, or −128..127 when signed."""
+
+    scale: float
+    zero: int
+    signed: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the codes."""
+        return np.dtype(np.int8 if self.signed else np.uint8)
+
+    @property
+    def scale_array(self) -> Array:
+        """The scale as the operators take it."""
+        return np.array(self.scale, np.float32)
+
+    @property
+    def zero_array(self) -> Array:
+        """The zero point as the operators take it."""
+        return np.array(self.zero, self.dtype)
+
+    def quantize(self, value: Array) -> Array:
+        """The codes of `value`, as QuantizeLinear gives them."""
+        info = np.iinfo(self.dtype)
+        codes = np.rint(value / np.float32(self.scale)) + self.zero
+        clipped: Array = np.clip(codes, info.min, info.max).astype(self.dtype)
+        return clipped
+
+
+def affine(low: float, high: float, signed: bool = False) -> Affine:
+    """The finest 8-bit scale that reaches from `low` to `high` and represents zero exactly.
+
+    >>> affine(-1.0, 1.55).zero
+    100
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32((high - low) / STEPS))
+    if scale < np.finfo(np.float32).tiny:
+        return Affine(1.0, -128 if signed else 0, signed)  # always zero: any scale does
+    zero = round(-low / scale)
+    return Affine(scale, zero - 128 if signed else zero, signed)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of the tensors that share one scale: values in ascending order, how often, and their bounds."""
+
+    values: Array
+    counts: Array
+    low: float
+    high: float
+
+
+def seen(histograms: list[tuple[Array, float, float]]) -> Seen:
+    """Histograms (counts, low, high) as weighted points: the middles of the bins, zero itself where a bin starts there."""
+    values, weights = [], []
+    for counts, low, high in histograms:
+        edges = np.linspace(low, high, len(counts) + 1)
+        middles = (edges[:-1] + edges[1:]) / 2
+        middles[np.isclose(edges[:-1], 0.0, atol=1e-12 * max(high - low, 1e-30))] = 0.0
+        there = counts > 0
+        values.append(middles[there])
+        weights.append(np.asarray(counts, np.float64)[there])
+    every, often = np.concatenate(values), np.concatenate(weights)
+    order = np.argsort(every, kind="stable")
+    return Seen(
+        every[order], often[order], min(low for _, low, _ in histograms), max(high for *_, high in histograms)
+    )
+
+
+def merged(every: list[Seen]) -> Seen:
+    """What was seen of several tensors, as of one."""
+    if len(every) == 1:
+        return every[0]
+    values = np.concatenate([one.values for one in every])
+    order = np.argsort(values, kind="stable")
+    return Seen(
+        values[order],
+        np.concatenate([one.counts for one in every])[order],
+        min(one.low for one in every),
+        max(one.high for one in every),
+    )
+
+
+def choose(points: Seen, method: str, signed: bool = False) -> Affine:
+    """The scale for values as seen, by one of METHODS."""
+    low, high = min(points.low, 0.0), max(points.high, 0.0)
+    if method == "minmax" or not len(points.values) or low == high:
+        return affine(low, high, signed)
+    if method == "percentile":
+        return affine(*_percentile(points, low, high), signed)
+    if method == "entropy":
+        return affine(*_least(points, low, high, divergence, np.linspace(0.3, 1.0, 36)), signed)
+    return affine(*_least(points, low, high, squared_error, np.linspace(0.2, 1.0, 41)), signed)
+
+
+def _percentile(points: Seen, low: float, high: float) -> tuple[float, float]:
+    share = np.cumsum(points.counts) / points.counts.sum()
+    out = (1 - PERCENTILE / 100) / 2
+    first = points.values[min(int(np.searchsorted(share, out)), len(share) - 1)]
+    last = points.values[min(int(np.searchsorted(share, 1 - out)), len(share) - 1)]
+    return max(low, min(float(first), 0.0)), min(high, max(float(last), 0.0))
+
+
+def _least(points: Seen, low: float, high: float, loss: Any, shrink: Array) -> tuple[float, float]:
+    """The range of the least loss: both ends drawn in together, then each alone around the best."""
+    best = min(((low * s, high * s) for s in shrink), key=lambda ends: loss(points, *ends))
+    for fine in (np.linspace(0.7, 1.3, 25), np.linspace(0.95, 1.05, 11)):
+        for end in (0, 1):
+            ends = [
+                (max(best[0] * s, low), best[1]) if end == 0 else (best[0], min(best[1] * s, high))
+                for s in fine
+            ]
+            best = min(ends, key=lambda ends: loss(points, *ends))
+    return best
+
+
+def squared_error(points: Seen, low: float, high: float) -> float:
+    """Σ (x − Q(x))² over the points, rounded and clipped to 8 bits from `low` to `high`."""
+    scale = affine(low, high)
+    codes = np.clip(np.rint(points.values / scale.scale) + scale.zero, 0, STEPS) - scale.zero
+    return float(points.counts @ (points.values - codes * scale.scale) ** 2)
+
+
+def divergence(points: Seen, low: float, high: float) -> float:
+    """Kullback-Leibler divergence of the points, clipped to low..high, from what 8 bits leave of their distribution.
+
+    The clipped mass sits at the ends of the one and is missing in the other, and each code's mass is spread evenly over the
+    bins that were not empty, as Migacz 2017 (8-bit inference with TensorRT) has it.
+    """
+    bins = 8 * (STEPS + 1)
+    inside = (points.values >= low) & (points.values <= high)
+    edges = np.linspace(low, high, bins + 1)
+    where = np.clip(np.searchsorted(edges, points.values, side="right") - 1, 0, bins - 1)
+    kept = np.bincount(where[inside], points.counts[inside], bins)
+    reference = np.bincount(where, points.counts, bins)
+    filled = (reference > 0).reshape(STEPS + 1, -1)
+    mass = kept.reshape(STEPS + 1, -1).sum(axis=1)
+    spread = np.where(filled, (mass / np.maximum(filled.sum(axis=1), 1))[:, np.newaxis], 0.0).reshape(-1)
+    p, q = reference / reference.sum(), np.maximum(spread / max(spread.sum(), 1e-30), 1e-12)
+    there = p > 0
+    return float((p[there] * np.log(p[there] / q[there])).sum())
