@@ -7,6 +7,7 @@ Every failure is one line on stderr; `-v` adds the traceback.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -15,10 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onnx_compress import options as o  # noqa: TC001 - typer reads the annotations
-from onnx_compress.errors import CompressError, UsageError
+from onnx_compress.errors import CompressError, ThresholdError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 app = typer.Typer(
     add_completion=False,
@@ -143,13 +144,14 @@ def run(  # noqa: PLR0917 - typer makes options of them
         },
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
-    if dry_run:
-        check_place(out, inputs)
-        found = _work("onnx_compress.worker:compress_to", {**arguments, "target": None}, limits)
-    else:
-        with Target(out, inputs) as target:
-            staged = {**arguments, "target": str(target.staged)}
-            found = _work("onnx_compress.worker:compress_to", staged, limits, target.publish)
+    with _reported(reports, json=json):
+        if dry_run:
+            check_place(out, inputs)
+            found = _work("onnx_compress.worker:compress_to", {**arguments, "target": None}, limits)
+        else:
+            with Target(out, inputs) as target:
+                staged = {**arguments, "target": str(target.staged)}
+                found = _work("onnx_compress.worker:compress_to", staged, limits, target.publish)
     found["output"] = None if dry_run else out
     _deliver(found, reports, json=json, quiet=quiet)
 
@@ -196,7 +198,8 @@ def verify(  # noqa: PLR0917 - typer makes options of them
         "seed": seed,
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
-    found = _work("onnx_compress.worker:compare", arguments, limits)
+    with _reported(reports, json=json):
+        found = _work("onnx_compress.worker:compare", arguments, limits)
     _deliver(found, reports, json=json, quiet=quiet)
 
 
@@ -313,9 +316,19 @@ def _progress(bars: bool) -> Any:
         from onnx_compress.report.bars import show_progress
 
         return show_progress()
-    from contextlib import nullcontext
+    return contextlib.nullcontext(None)
 
-    return nullcontext(None)
+
+@contextlib.contextmanager
+def _reported(reports: Sequence[str], *, json: bool) -> Iterator[None]:
+    """A missed threshold is reported where the user asked for a report: that is where it is looked up."""
+    try:
+        yield
+    except ThresholdError as error:
+        found = getattr(error, "report", None)
+        if found:
+            _deliver({**found, "output": None}, reports, json=json, quiet=True)
+        raise
 
 
 def _deliver(found: dict[str, Any], reports: Sequence[str], *, json: bool, quiet: bool) -> None:

@@ -170,7 +170,10 @@ DryRun = Annotated[
 Report = Annotated[
     list[str] | None,
     typer.Option(
-        "--report", metavar="FILE", rich_help_panel=_OUT, help="Write the report, .json or .md; repeatable."
+        "--report",
+        metavar="FILE",
+        rich_help_panel=_OUT,
+        help="Write the report, .json or .md; repeatable. Written also when a threshold is missed.",
     ),
 ]
 Json = Annotated[

@@ -81,9 +81,10 @@ def _die_with_parent() -> None:
 
 
 def _told(error: BaseException, memory: int | None, stage: str) -> CompressError:
-    """The error as the parent is to raise it, its traceback in the attribute `details`."""
+    """The error as the parent is to raise it: its traceback in the attribute `details`, a missed run's `report`."""
     told = _classified(error, memory, stage)
     told.details = "".join(traceback.format_exception(error))  # type: ignore[attr-defined]
+    told.report = getattr(error, "report", None)  # type: ignore[attr-defined]
     told.__cause__ = told.__context__ = None
     return told
 

@@ -166,6 +166,19 @@ def test_failed_run_is_one_line_and_leaves_no_file(
     assert err in {"onnx-compress: top1 fell\n", "onnx-compress: a b\\x1b[1m\n"}
 
 
+def test_missed_threshold_is_reported_but_no_model_is_written(
+    worker: Worker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reports are the only files: they are where a failed run is looked up."""
+    worker.error = ThresholdError("top1 fell")
+    worker.error.report = dict(REPORT)  # type: ignore[attr-defined]
+    assert cli.main(["in.onnx", "out.onnx", "--passes", "none", "--report", "r.md", "--json"]) == 1
+    assert files(tmp_path) == ["r.md"]
+    out, err = capsys.readouterr()
+    assert json.loads(out)["output"] is None
+    assert err == "onnx-compress: top1 fell\n"
+
+
 def test_bug_is_one_line_and_verbose_adds_the_traceback(
     worker: Worker, capsys: pytest.CaptureFixture[str]
 ) -> None:
