@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from onnx_compress.contract import Change, Decision, Job, Result, Skip
+from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.cost import cost
@@ -117,8 +117,8 @@ class Prune:
         else:
             assert held is not None
             model, units = self._to_tolerance(job, plan, repair, fit, held)
-        if units:
-            model, units = self._not_slower(job, model, units)
+            if units:
+                model, units = self._not_slower(job, model, units)
         decisions = list(job.clock.decisions)
         return Result(model, _changes(plan, units), plan.skips + _unpruned(plan, units), decisions, warnings)
 
@@ -339,6 +339,3 @@ def _title(curve: Curve) -> str:
     names = sorted({name for name, _ in curve.units[0].places})
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
-
-
-__all__ = ["Decision", "Prune"]
