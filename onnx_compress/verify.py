@@ -266,6 +266,12 @@ def _negated_mse(outputs: Outputs, data: Outputs) -> float:
     raise UsageError(f"--metric mse: no output has the {labels.size} values of the array 'label'")
 
 
+def check_targets(name: str, targets: Outputs) -> None:
+    """Raises UsageError where the metric `name` needs labels and there are none."""
+    if name in _METRICS:
+        _labels(targets)
+
+
 def _labels(data: Outputs) -> Array:
     if "label" not in data:
         raise UsageError("--eval has no array 'label'; the metrics top1, top5 and mse need one")

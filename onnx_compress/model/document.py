@@ -181,7 +181,7 @@ class Model:
         if external or self.nbytes > LIMIT:
             _save_external(self, path)
             return
-        with _replacing(path) as file:
+        with replacing(path) as file:
             file.write(self.to_proto().SerializeToString())
 
 
@@ -324,7 +324,7 @@ def _clear_reference(tensor: TensorProto) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
+def replacing(path: Path) -> Iterator[Any]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
     target = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
@@ -366,10 +366,10 @@ def _save_external(model: Model, path: Path) -> None:
     data = target.parent / f"{target.name}.{number}.data"
     proto, pieces = model.referring(data.name)
     try:
-        with _replacing(data) as file:
+        with replacing(data) as file:
             for piece in pieces:
                 _write_piece(file, piece)
-        with _replacing(path) as file:
+        with replacing(path) as file:
             file.write(proto.SerializeToString())
     except BaseException:
         data.unlink(missing_ok=True)
