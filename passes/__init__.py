@@ -15,11 +15,15 @@ if __name__ == "passes":
     )
 
 from onnx_compress.errors import UsageError
+from onnx_compress.passes.cluster import Cluster
+from onnx_compress.passes.int8 import Int8
+from onnx_compress.passes.prune import Prune
+from onnx_compress.passes.svd import Svd
 
 if TYPE_CHECKING:
     from onnx_compress.contract import Pass
 
-PASSES: tuple[type[Pass], ...] = ()
+PASSES: tuple[type[Pass], ...] = (Cluster, Int8, Prune, Svd)
 
 GROUP = "onnx_compress.passes"
 
