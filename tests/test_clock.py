@@ -87,9 +87,9 @@ def test_no_runner_follows_itself_and_the_order_alternates() -> None:
         def __init__(self, name: str) -> None:
             self.name = name
 
-        def sample(self) -> float:
+        def sample(self) -> tuple[float, float]:
             taken.append(self.name)
-            return 1.0
+            return 1.0, 1.0
 
     a, again, b = Runner("a"), Runner("again"), Runner("b")
     result = clock._race(a, again, b, runs=3)  # type: ignore[arg-type]
@@ -98,6 +98,21 @@ def test_no_runner_follows_itself_and_the_order_alternates() -> None:
     assert all(first != second for first, second in itertools.pairwise(taken))
     firsts = [next(name for name in taken[i : i + 3] if name != "again") for i in range(0, 60, 3)]
     assert firsts == ["a", "b"] * 10
+
+
+def test_the_interval_holds_what_the_aa_pair_shows() -> None:
+    class Runner:
+        def __init__(self, seconds: float) -> None:
+            self.seconds = seconds
+
+        def sample(self) -> tuple[float, float]:
+            return self.seconds, self.seconds
+
+    result = clock._race(Runner(1.0), Runner(1.1), Runner(1.05), 20)  # type: ignore[arg-type]
+    assert result.median == pytest.approx(1 / 1.05)
+    assert (result.low, result.high) == pytest.approx((1 / 1.05 / 1.1, 1.1 / 1.05))
+    assert result.noise == pytest.approx(0.1)
+    assert result.allows("not-slower")
 
 
 def test_decide_records_and_replays_without_timing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ A sample is at least 2 ms; samples of both models are taken in turns, with a sec
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -49,8 +50,8 @@ class Times:
 class Ratio:
     """Time of the first model over time of the second (above 1: the second is faster), paired.
 
-    median, with its 95 % interval low..high; noise: what the A/A pair shows of a ratio that is 1, as one standard
-    deviation of the median; first, second: the models' own times.
+    median, with its 95 % interval low..high, widened by how far the A/A pair's median is from 1; noise: what that pair
+    shows of a ratio that is 1, as one standard deviation of the median; first, second: the models' own times.
     """
 
     median: float
@@ -114,7 +115,7 @@ class Clock:
         """Milliseconds `model` takes for one batch."""
         runner = _Runner(Session(model, threads=self.threads), feeds)
         with _quiet():
-            return _times([runner.sample() for _ in range(runs)])
+            return _times([runner.sample()[0] for _ in range(runs)])
 
     def decide(  # noqa: PLR0917 - the interface passes call
         self,
@@ -220,7 +221,7 @@ class Clock:
         with _quiet():
             for _ in range(RUNS):
                 for width, runner in runners.items():
-                    best[width] = min(best[width], runner.sample())
+                    best[width] = min(best[width], runner.sample()[1])
         return best
 
     def _earlier(self, node: str, what: str) -> Decision | None:
@@ -257,20 +258,21 @@ class _Runner:
         self._session = session
         self._feeds = {name: feeds[name] for name in session.inputs if name in feeds}
         session.run(self._feeds)  # once with our own errors
-        warm = [self._seconds(1) for _ in range(3)]
-        self._loop = max(1, math.ceil(SAMPLE / max(min(warm), 1e-7)))
+        self._loop = max(1, math.ceil(SAMPLE / max(min(self._seconds(3)), 1e-7)))
         self._seconds(self._loop)
 
-    def sample(self) -> float:
-        """Seconds a run."""
-        return self._seconds(self._loop) / self._loop
+    def sample(self) -> tuple[float, float]:
+        """Seconds a run: the mean and the best of the sample. The best leaves out what other processes took."""
+        runs = self._seconds(self._loop)
+        return sum(runs) / len(runs), min(runs)
 
-    def _seconds(self, loop: int) -> float:
-        run, feeds = self._session.run_raw, self._feeds
-        start = time.perf_counter()
+    def _seconds(self, loop: int) -> list[float]:
+        run, feeds, now = self._session.run_raw, self._feeds, time.perf_counter
+        times = [now()]
         for _ in range(loop):
             run(feeds)
-        return time.perf_counter() - start
+            times.append(now())
+        return [end - start for start, end in itertools.pairwise(times)]
 
 
 class _quiet:  # noqa: N801 - reads as a statement
@@ -293,12 +295,21 @@ def _race(first: _Runner, again: _Runner, second: _Runner, runs: int) -> Ratio:
             {id(runner): runner.sample() for runner in orders[number % 2]}
             for number in range(max(runs, RUNS))
         ]
-    a, aa, b = ([round_[id(runner)] for round_ in samples] for runner in (first, again, second))
-    null = sorted(x / y for x, y in zip(a, aa, strict=True))
+    a, aa, b = ([taken[id(runner)] for taken in samples] for runner in (first, again, second))
+    null = _ratios(a, aa)
     low, high = interval(null)
-    noise = max(abs(statistics.median(null) - 1), (high - low) / (2 * 1.96))
-    ratios = [x / y for x, y in zip(a, b, strict=True)]
-    return Ratio(statistics.median(ratios), *interval(ratios), noise, _times(a), _times(b))
+    # two sessions of one model may differ for good, by where their memory lies or what else runs
+    apart = abs(math.log(statistics.median(null)))
+    noise = max(math.expm1(apart), (high - low) / (2 * 1.96))
+    ratios = _ratios(a, b)
+    low, high = interval(ratios)
+    times = (_times([mean for mean, _ in taken]) for taken in (a, b))
+    return Ratio(statistics.median(ratios), low * math.exp(-apart), high * math.exp(apart), noise, *times)
+
+
+def _ratios(a: Sequence[tuple[float, float]], b: Sequence[tuple[float, float]]) -> list[float]:
+    """The ratios of the best runs, pair by pair."""
+    return [x / y for (_, x), (_, y) in zip(a, b, strict=True)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
