@@ -183,7 +183,9 @@ class Channels:
     # inside
 
     def _known(self, tensor: gs.Tensor) -> bool:
-        return tensor.is_empty() or isinstance(tensor, gs.Constant) or self.shapes.get(tensor.name) is not None
+        return (
+            tensor.is_empty() or isinstance(tensor, gs.Constant) or self.shapes.get(tensor.name) is not None
+        )
 
     def _settle(self, node: gs.Node, output: gs.Tensor) -> None:
         """Every output has labels as long as its axes; where a rule disagrees with the shapes, nothing can go."""
@@ -279,7 +281,7 @@ class _Closure:
         for grid in self.grids:
             for line in grid.lines:
                 for root in line.tolist():
-                    places[root]  # a line is a seed even where only its cells sit in weights  # noqa: B018
+                    places[root]  # a line is a seed even where only its cells sit in weights
         return dict(places)
 
     def _close(self, seed: int) -> frozenset[int] | str:

@@ -360,9 +360,7 @@ def _umask() -> int:
 def _save_external(model: Model, path: Path) -> None:
     """Model and one data file of a fresh name, so that an old model at `path` stays whole until the rename."""
     target = Path(os.path.realpath(path))
-    number = next(
-        n for n in itertools.count() if not (target.parent / f"{target.name}.{n}.data").exists()
-    )
+    number = next(n for n in itertools.count() if not (target.parent / f"{target.name}.{n}.data").exists())
     data = target.parent / f"{target.name}.{number}.data"
     proto, pieces = model.referring(data.name)
     try:
@@ -379,7 +377,7 @@ def _save_external(model: Model, path: Path) -> None:
 def _write_piece(file: Any, piece: Bytes) -> None:
     """In chunks, each forgotten once written: mapped pages count as resident."""
     for start in range(0, piece.nbytes, 1 << 24):
-        file.write(memoryview(piece[start : start + (1 << 24)]))
+        file.write(piece[start : start + (1 << 24)].data)
         _forget(piece)
     file.write(bytes(-piece.nbytes % ALIGNMENT))
 

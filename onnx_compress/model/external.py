@@ -54,7 +54,9 @@ def map_external(
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"tensor {tensor.name!r}: external data {place.location!r} is no regular file")
+                raise InputError(
+                    f"tensor {tensor.name!r}: external data {place.location!r} is no regular file"
+                )
             length = status.st_size - place.offset if place.length is None else place.length
             if place.length is None:
                 length = min(length, _size(tensor))

@@ -68,7 +68,7 @@ class Session:
         names = list(self.outputs if outputs is None else outputs)
         try:
             values = self._session.run(names, {name: feeds[name] for name in self.inputs if name in feeds})
-        except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
+        except Exception as error:
             raise LimitError(f"onnxruntime stopped while running the model: {_one_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
@@ -123,7 +123,7 @@ def _open(model: Model, options: Any) -> Any:
         proto, pieces = model.referring("weights")
         with (Path(folder) / "weights").open("wb") as file:
             for piece in pieces:
-                file.write(memoryview(piece))
+                file.write(piece.data)
                 file.write(bytes(-piece.nbytes % 64))
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         return _create(proto.SerializeToString(), options)
@@ -134,7 +134,7 @@ def _create(serialized: bytes, options: Any) -> Any:
 
     try:
         return ort.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # noqa: BLE001 - onnxruntime's own exceptions share no base class
+    except Exception as error:
         raise InputError(f"onnxruntime cannot load the model: {_one_line(error)}") from error
 
 

@@ -53,7 +53,9 @@ def at_price(choices: Sequence[Choice], price: float) -> list[int]:
 
 def chosen(choices: Sequence[Choice], numbers: Sequence[int]) -> list[Unit]:
     """The units that these numbers stand for."""
-    return [unit for choice, number in zip(choices, numbers, strict=True) for unit in choice.curve.units[:number]]
+    return [
+        unit for choice, number in zip(choices, numbers, strict=True) for unit in choice.curve.units[:number]
+    ]
 
 
 def to_budget(choices: Sequence[Choice], left: Callable[[list[Unit]], float], budget: float) -> list[int]:

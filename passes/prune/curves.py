@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.model.channels import Unit
-    from onnx_compress.runtime.requests import GramStat
     from onnx_compress.passes.prune.consumers import Consumer
+    from onnx_compress.runtime.requests import GramStat
 
     Array = NDArray[Any]
 

@@ -106,7 +106,9 @@ def add_bias(surgery: Surgery, reader: Consumer, shift: Array) -> None:
         beta = float(reader.node.attrs.get("beta", 1.0)) if reader.node.op == "Gemm" else 1.0
         if len(reader.node.inputs) < 3 or reader.node.inputs[2].is_empty():
             del reader.node.inputs[2:]
-            reader.node.inputs.append(surgery.constant(f"{reader.name}_bias", np.zeros(len(shift), np.float32)))
+            reader.node.inputs.append(
+                surgery.constant(f"{reader.name}_bias", np.zeros(len(shift), np.float32))
+            )
         if beta and isinstance(reader.node.inputs[2], gs.Constant):
             _shift_input(surgery, reader.node, 2, shift, beta)
 

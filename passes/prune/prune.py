@@ -76,7 +76,9 @@ class Prune:
     params: float | None = option(None, "fraction of the parameters to keep", low=0, high=1)
     criterion: Literal["obs", "l1"] = option("obs", "what decides which units go")
     repair: Repair = option("least-squares", "what makes up for the units that went")
-    scope: Literal["global", "layer"] = option("global", "share a budget out over all kinds, or take it from each")
+    scope: Literal["global", "layer"] = option(
+        "global", "share a budget out over all kinds, or take it from each"
+    )
     round_to: Literal["auto"] | int = option("auto", "keep multiples of this many units", low=1, high=1024)
     exclude: str | None = option(None, "regular expression on the names of nodes to leave alone")
 
@@ -92,7 +94,9 @@ class Prune:
 
     def apply(self, job: Job) -> Result:
         """The job's model without the units that cost least, and what each kind lost."""
-        budget = next((name for name in ("channels", "macs", "params") if getattr(self, name) is not None), None)
+        budget = next(
+            (name for name in ("channels", "macs", "params") if getattr(self, name) is not None), None
+        )
         if job.data is None and (self.criterion != "l1" or budget is None):
             raise UsageError(
                 "prune needs --data: without it only criterion=l1 with a budget (channels, macs or params) can run"
@@ -100,7 +104,9 @@ class Prune:
         warnings = []
         repair: Repair = self.repair
         if job.data is None and repair != "none":
-            warnings.append("prune without --data repairs nothing: its outputs may be far from the original's")
+            warnings.append(
+                "prune without --data repairs nothing: its outputs may be far from the original's"
+            )
             repair = "none"
         fit, held = job.data.split(0.25, job.seed) if job.data is not None else (None, None)
         multiple = job.clock.round_to() if self.round_to == "auto" else self.round_to
@@ -113,7 +119,9 @@ class Prune:
             model = self._cut(job, plan, units, repair, fit)
             left = self._left(plan, units, budget)
             if left > getattr(self, budget) + 0.005:
-                warnings.append(f"prune: {budget}={getattr(self, budget)} cannot be reached; {left:.3f} is left")
+                warnings.append(
+                    f"prune: {budget}={getattr(self, budget)} cannot be reached; {left:.3f} is left"
+                )
         else:
             assert held is not None
             model, units = self._to_tolerance(job, plan, repair, fit, held)
@@ -122,9 +130,7 @@ class Prune:
         decisions = list(job.clock.decisions)
         return Result(model, _changes(plan, units), plan.skips + _unpruned(plan, units), decisions, warnings)
 
-    def _plan(
-        self, job: Job, fit: Data | None, held: Data | None, repair: Repair, multiple: int
-    ) -> _Plan:
+    def _plan(self, job: Job, fit: Data | None, held: Data | None, repair: Repair, multiple: int) -> _Plan:
         """Units, their curves and costs."""
         job.progress(0, 1, "looking at channels")
         shapes = infer(job.model)
@@ -164,7 +170,9 @@ class Prune:
         kinds: dict[frozenset[tuple[str, int]], list[Unit]] = defaultdict(list)
         for unit in units:
             kinds[unit.kind].append(unit)
-        weights = {t.name: t.values for node in surgery.graph.nodes for t in node.inputs if hasattr(t, "values")}
+        weights = {
+            t.name: t.values for node in surgery.graph.nodes for t in node.inputs if hasattr(t, "values")
+        }
         curves = []
         for kind, members in kinds.items():
             if len(members) < 2:
@@ -175,7 +183,7 @@ class Prune:
                 continue
             known = {r: grams[r.layer] for r in mine if r.layer in grams}
             if not known:
-                name = sorted(kind)[0]
+                name = min(kind)
                 skips.append(Skip(f"{name[0]}[{name[1]}]", "no layer after it could take over what it did"))
                 continue
             curves.append(by_obs(members, list(known), known, DAMPING))
@@ -252,7 +260,9 @@ class Prune:
         feeds = _feeds(job)
         if feeds is None:
             return model, units
-        decision = job.clock.decide("*", "keep", job.finish(job.model), job.finish(model), feeds, "not-slower")
+        decision = job.clock.decide(
+            "*", "keep", job.finish(job.model), job.finish(model), feeds, "not-slower"
+        )
         return (model, units) if decision.kept else (job.model, [])
 
 
@@ -298,9 +308,7 @@ def _with_sensitivity(job: Job, plan: _Plan, held: Data, repair: Repair) -> _Pla
     for done, choice in enumerate(plan.choices):
         job.progress(done, len(plan.choices), "probing")
         number = max(1, round(choice.curve.size * PROBE))
-        probe = cut(
-            plan.model, plan.shapes, choice.curve.units[:number], plan.grams, repair, DAMPING
-        )
+        probe = cut(plan.model, plan.shapes, choice.curve.units[:number], plan.grams, repair, DAMPING)
         moved = max(reference.error(probe) - base, 1e-9)
         factor = moved / max(float(choice.curve.loss[number]), 1e-12)
         choices.append(Choice(choice.curve, choice.counts, choice.error * factor, choice.saved))
@@ -321,7 +329,13 @@ def _changes(plan: _Plan, units: Sequence[Unit]) -> list[Change]:
         if number:
             size = choice.curve.size
             changes.append(
-                Change(_title(choice.curve), "units", str(size), str(size - number), float(choice.curve.loss[number]))
+                Change(
+                    _title(choice.curve),
+                    "units",
+                    str(size),
+                    str(size - number),
+                    float(choice.curve.loss[number]),
+                )
             )
     return changes
 
@@ -330,7 +344,9 @@ def _unpruned(plan: _Plan, units: Sequence[Unit]) -> list[Skip]:
     gone = {id(unit) for unit in units}
     why = "its units are all worth more than the work they cost"
     return [
-        Skip(_title(c.curve), why) for c in plan.choices if not any(id(unit) in gone for unit in c.curve.units)
+        Skip(_title(c.curve), why)
+        for c in plan.choices
+        if not any(id(unit) in gone for unit in c.curve.units)
     ]
 
 

@@ -16,8 +16,8 @@ import scipy.linalg
 
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.consumers import Consumer, consumers
-from onnx_compress.passes.prune.cut import add_bias, has_bias, store
 from onnx_compress.passes.prune.curves import dense
+from onnx_compress.passes.prune.cut import add_bias, has_bias, store
 from onnx_compress.runtime.observe import observe
 from onnx_compress.runtime.requests import CrossGram, CrossStat
 

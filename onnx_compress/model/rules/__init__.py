@@ -93,10 +93,10 @@ RULES: dict[str, Rule] = {
     "GlobalLpPool": spatial.pool,
     "Resize": spatial.resize,
     "Upsample": spatial.resize,
+    **dict.fromkeys(["ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare"], spatial.reduce),
     **dict.fromkeys(
-        ["ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare"], spatial.reduce
+        ["ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"], spatial.reduce
     ),
-    **dict.fromkeys(["ReduceMax", "ReduceMin", "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"], spatial.reduce),
     "ArgMax": spatial.arg_reduce,
     "ArgMin": spatial.arg_reduce,
 }

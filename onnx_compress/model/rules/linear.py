@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
@@ -53,7 +52,12 @@ def conv_transpose(graph: Channels, node: gs.Node) -> None:
 
 
 def _groups(
-    graph: Channels, node: gs.Node, split: Labels | None, within: Labels | None, rows: Labels | None, group: int
+    graph: Channels,
+    node: gs.Node,
+    split: Labels | None,
+    within: Labels | None,
+    rows: Labels | None,
+    group: int,
 ) -> None:
     """`split` is a grid (group, within); `rows` is a grid (group, rows of one group)."""
     assert within is not None
@@ -140,10 +144,9 @@ def _batch_axis(graph: Channels, sides: list[Any]) -> Any:
 def recurrent(graph: Channels, node: gs.Node) -> None:
     """LSTM, GRU, RNN: hidden units are one line of the grid (gates, hidden), the same in both directions.
 
-    X (seq, batch, I); W (dirs, gates H, I); R (dirs, gates H, H); B (dirs, 2 gates H); states (dirs, batch, H).
+    X (seq, batch, I), or with layout 1 (batch, seq, I); W (dirs, gates H, I); R (dirs, gates H, H); B (dirs, 2 gates H); states (dirs, batch, H).
     """
     gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[node.op]
-    layout = int(node.attrs.get("layout", 0))
     inputs = [None if t.is_empty() else t for t in node.inputs] + [None] * 8
     x = graph.axes(inputs[0])
     w, r = graph.axes(inputs[1]), graph.axes(inputs[2])
@@ -155,7 +158,9 @@ def recurrent(graph: Channels, node: gs.Node) -> None:
     for labels, count in ((w[1], gates), (r[1], gates)):
         _gate_grid(graph, labels, count, hidden)
     if inputs[3] is not None:
-        _gate_grid(graph, graph.axes(inputs[3])[1], 2 * gates, hidden)
+        bias = graph.axes(inputs[3])
+        graph.pin(bias[0], "direction")
+        _gate_grid(graph, bias[1], 2 * gates, hidden)
     if inputs[4] is not None:
         graph.pin_all(inputs[4], "lengths of the sequences")
     for state in inputs[5:7]:
@@ -165,18 +170,18 @@ def recurrent(graph: Channels, node: gs.Node) -> None:
                 graph.pin(labels, "batch or direction")
             graph.tie(axes[2], hidden)
     if node.op == "LSTM" and inputs[7] is not None:
-        _gate_grid(graph, graph.axes(inputs[7])[1], 3, hidden)
-    for index, output in enumerate(node.outputs):
+        peepholes = graph.axes(inputs[7])
+        graph.pin(peepholes[0], "direction")
+        _gate_grid(graph, peepholes[1], 3, hidden)
+    for output in node.outputs:
         if not output.is_empty():
             _recurrent_output(graph, output, hidden)
-        del index
 
     def edit(keep: Keep) -> None:
         if "hidden_size" in node.attrs:
             node.attrs["hidden_size"] = int(keep(hidden).sum())
 
     graph.on_removal(edit)
-    del layout  # it only reorders time, batch and direction, all pinned
 
 
 def _gate_grid(graph: Channels, labels: Labels | None, count: int, hidden: Labels) -> None:
@@ -192,6 +197,7 @@ def _gate_grid(graph: Channels, labels: Labels | None, count: int, hidden: Label
 def _recurrent_output(graph: Channels, output: gs.Tensor, hidden: Labels) -> None:
     shape = graph.shape(output)
     leading: Axes = [
-        graph.fresh(size, "time, batch or direction") if isinstance(size, int) else None for size in shape[:-1]
+        graph.fresh(size, "time, batch or direction") if isinstance(size, int) else None
+        for size in shape[:-1]
     ]
     graph.set(output, [*leading, hidden])

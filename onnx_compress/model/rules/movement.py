@@ -58,8 +58,8 @@ def concat(graph: Channels, node: gs.Node) -> None:
             if len(known) == len(column):
                 out.append(np.concatenate(known))
                 continue
-            for labels in known:
-                graph.pin(labels, "joined with an axis of unknown size")
+            for some in known:
+                graph.pin(some, "joined with an axis of unknown size")
             out.append(None)
         else:
             first = column[0]
@@ -79,7 +79,9 @@ def split(graph: Channels, node: gs.Node) -> None:
         graph.pin(labels, "split in sizes computed in the graph")
         for output in node.outputs:
             size = graph.shape(output)[axis]
-            piece = graph.fresh(size, "split in sizes computed in the graph") if isinstance(size, int) else None
+            piece = (
+                graph.fresh(size, "split in sizes computed in the graph") if isinstance(size, int) else None
+            )
             graph.set(output, [*axes[:axis], piece, *axes[axis + 1 :]])
         return
     pieces = np.split(labels, np.cumsum(sizes)[:-1])  # type: ignore[arg-type]
@@ -123,7 +125,9 @@ def slice_(graph: Channels, node: gs.Node) -> None:
     if starts is None or ends is None or cut is None or steps is None:
         for axis, size in enumerate(shape):
             graph.pin(axes[axis], "cut at a place computed in the graph")
-            axes[axis] = graph.fresh(size, "cut at a place computed in the graph") if isinstance(size, int) else None
+            axes[axis] = (
+                graph.fresh(size, "cut at a place computed in the graph") if isinstance(size, int) else None
+            )
         graph.set(node.outputs[0], axes)
         return
     moving: dict[int, tuple[Labels, slice]] = {}
@@ -131,7 +135,9 @@ def slice_(graph: Channels, node: gs.Node) -> None:
         labels = axes[axis]
         if labels is None:
             size = shape[axis]
-            axes[axis] = graph.fresh(size, "cut from an axis of unknown size") if isinstance(size, int) else None
+            axes[axis] = (
+                graph.fresh(size, "cut from an axis of unknown size") if isinstance(size, int) else None
+            )
             continue
         step = int(steps[position])
         window = slice(*_bounds(int(starts[position]), int(ends[position]), step, len(labels)))

@@ -70,7 +70,8 @@ def constant_of_shape(graph: Channels, node: gs.Node) -> None:
 
 def shape_of(graph: Channels, node: gs.Node) -> None:
     """Sizes of labelled axes keep their old values for whoever reads them as data; those who read them as sizes
-    write theirs anew (`keep_sizes`)."""
+    write theirs anew (`keep_sizes`).
+    """
     axes = graph.axes(node.inputs[0])
     sizes = graph.shape(node.inputs[0])
     low, high, _ = slice(node.attrs.get("start", 0), node.attrs.get("end")).indices(len(axes))
@@ -91,7 +92,11 @@ def keep_sizes(graph: Channels, node: gs.Node, index: int, axes: Axes) -> None:
     original = node.inputs[index]
 
     def edit(keep: Keep) -> None:
-        sizes = {i: int(keep(labels).sum()) for i, labels in enumerate(axes) if labels is not None and _shrinks(labels, keep)}
+        sizes = {
+            i: int(keep(labels).sum())
+            for i, labels in enumerate(axes)
+            if labels is not None and _shrinks(labels, keep)
+        }
         if not sizes:
             return
         if isinstance(original, gs.Constant):
@@ -127,7 +132,9 @@ def _overwrite(
     mask, value = np.zeros(length, bool), np.zeros(length, np.int64)
     for place, number in values.items():
         mask[place], value[place] = True, number
-    readers = [(reader, i) for reader in list(tensor.outputs) for i, t in enumerate(reader.inputs) if t is tensor]
+    readers = [
+        (reader, i) for reader in list(tensor.outputs) for i, t in enumerate(reader.inputs) if t is tensor
+    ]
     constants = [surgery.constant(f"{tensor.name}_mask", mask), surgery.constant(f"{tensor.name}_old", value)]
     where = surgery.node("Where", f"{tensor.name}_sizes", [*constants, tensor])
     nodes = surgery.graph.nodes
@@ -170,7 +177,11 @@ def _run(
             graph.pin(labels, "reshaped together with an axis of unknown size")
         for i in targets:
             size = after[i]
-            out[i] = graph.fresh(size, "reshaped together with an axis of unknown size") if isinstance(size, int) else None
+            out[i] = (
+                graph.fresh(size, "reshaped together with an axis of unknown size")
+                if isinstance(size, int)
+                else None
+            )
         return
     cells = known[0] if len(known) == 1 else graph.fresh(int(np.prod([len(labels) for labels in known])))
     if len(known) > 1:
@@ -191,8 +202,12 @@ def _numbered(before: list[Any], after: list[Any]) -> tuple[list[int], list[int]
     left = [size if isinstance(size, int) else known.get(size, 0) for size in before]
     right = [size if isinstance(size, int) else known.get(size, 0) for size in after]
     shared = set(left) & set(right)
-    odd_left = [i for i, size in enumerate(before) if not isinstance(size, int) and left[i] not in shared - {0}]
-    odd_right = [i for i, size in enumerate(after) if not isinstance(size, int) and right[i] not in shared - {0}]
+    odd_left = [
+        i for i, size in enumerate(before) if not isinstance(size, int) and left[i] not in shared - {0}
+    ]
+    odd_right = [
+        i for i, size in enumerate(after) if not isinstance(size, int) and right[i] not in shared - {0}
+    ]
     if len(odd_left) == len(odd_right) == 1:
         rest_left = np.prod([left[i] for i in range(len(left)) if i != odd_left[0]], dtype=object)
         rest_right = np.prod([right[i] for i in range(len(right)) if i != odd_right[0]], dtype=object)

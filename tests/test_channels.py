@@ -1,0 +1,154 @@
+"""Removing units from the graph equals zeroing them where they are consumed, for every op of the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from channel_cases import CASES, build, parse
+
+from onnx_compress.model.channels import Channels, Unit
+from onnx_compress.model.document import Model, check
+from onnx_compress.model.prepare import prepare
+from onnx_compress.model.rules import RULES
+from onnx_compress.model.selftest import masked
+from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
+from onnx_compress.runtime.session import Session
+
+
+MODELS = Path(__file__).parents[1] / "models"
+
+
+def prepared(proto: onnx.ModelProto) -> Model:
+    model = Model.from_proto(proto)
+    return prepare(model, infer(model)).model
+
+
+def feeds(model: Model) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    found = {}
+    for value in model.proto.graph.input:
+        shape = [dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim]
+        found[value.name] = rng.uniform(-0.9, 0.9, shape).astype(np.float32)
+    return found
+
+
+def assert_removed_equals_masked(model: Model, share: float = 0.5) -> int:
+    """Removes a share of every kind of unit; returns how many units the model has."""
+    shapes = infer(model)
+    surgery = Surgery(model)
+    channels = Channels(surgery, shapes)
+    units, _ = channels.units()
+    rng = np.random.default_rng(0)
+    kinds: dict[frozenset[tuple[str, int]], list[Unit]] = {}
+    for unit in units:
+        kinds.setdefault(unit.kind, []).append(unit)
+    chosen = []
+    for members in kinds.values():
+        count = max(1, int(len(members) * share)) if len(members) > 1 else 0
+        chosen += [members[i] for i in rng.permutation(len(members))[:count]]
+    expected_model = masked(model, shapes, chosen)
+    channels.remove(chosen)
+    pruned = surgery.commit()
+    check(pruned)
+    data = feeds(model)
+    actual, expected = (
+        Session(pruned, optimize=False).run(data),
+        Session(expected_model, optimize=False).run(data),
+    )
+    for name, value in expected.items():
+        assert actual[name].shape == value.shape
+        # float32 sums in another order: a few units in the last place of the largest term
+        np.testing.assert_allclose(
+            actual[name], value, rtol=2e-4, atol=2e-5 * max(1.0, float(np.nanmax(np.abs(value))))
+        )
+    return len(units)
+
+
+def test_every_rule_has_a_case() -> None:
+    assert RULES.keys() == CASES.keys()
+
+
+@pytest.mark.parametrize("op", sorted(CASES))
+def test_removed_equals_masked(op: str) -> None:
+    """The op's own case: its units are as many as they should be, and removing half of them is sound."""
+    with np.errstate(all="ignore"):
+        assert assert_removed_equals_masked(prepared(build(op))) == CASES[op][1]
+
+
+@pytest.mark.parametrize("path", sorted(MODELS.glob("fashion_*.onnx")), ids=lambda path: path.stem)
+def test_zoo_removed_equals_masked(path: Path) -> None:
+    model = Model.load(path)
+    assert assert_removed_equals_masked(prepare(model, infer(model)).model, 0.4) > 0
+
+
+def test_unknown_op_pins() -> None:
+    """An op of another domain could do anything with its channels."""
+    proto = parse("""g (float[N,4] x, float[4,6] w1, float[6,3] w2) => (float[N,3] y) {
+        h = MatMul(x, w1)
+        g = FusedThing(h)
+        y = MatMul(g, w2) }""")
+    proto.graph.node[1].domain = "made.up"
+    proto.opset_import.add(domain="made.up", version=1)
+    proto.graph.value_info.append(onnx.helper.make_tensor_value_info("g", 1, ["N", 6]))
+    model = Model.from_proto(proto)
+    units, pinned = Channels(Surgery(model), infer(model)).units()
+    assert units == []
+    assert pinned["w1[1]"] == "no rule for FusedThing"
+
+
+def test_attention_from_plain_ops_is_found_by_grids() -> None:
+    """Whole heads, and the width of a head: of query with key, of value with the output projection."""
+    model = prepared(
+        parse("""
+        g (float[N,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wv0, float[12,8] wo, float[8,2] wy)
+            => (float[N,5,2] y) {
+            s = Constant<value_ints=[0,5,3,4]>()
+            q0 = MatMul(x, wq)
+            q1 = Reshape(q0, s)
+            q = Transpose<perm=[0,2,1,3]>(q1)
+            k0 = MatMul(x, wk)
+            k1 = Reshape(k0, s)
+            k = Transpose<perm=[0,2,3,1]>(k1)
+            v0 = MatMul(x, wv0)
+            v1 = Reshape(v0, s)
+            v = Transpose<perm=[0,2,1,3]>(v1)
+            a0 = MatMul(q, k)
+            a = Softmax<axis=-1>(a0)
+            c0 = MatMul(a, v)
+            c1 = Transpose<perm=[0,2,1,3]>(c0)
+            t = Constant<value_ints=[0,5,12]>()
+            c = Reshape(c1, t)
+            o = MatMul(c, wo)
+            y = MatMul(o, wy)
+        }""")
+    )
+    units, _ = Channels(Surgery(model), infer(model)).units()
+    kinds = sorted((len({n for n, _ in u.places}), len(next(iter(u.places.values())))) for u in units)
+    heads = [u for u in units if {n for n, _ in u.places} == {"wq", "wk", "wv0", "wo"}]
+    query_key = [u for u in units if {n for n, _ in u.places} == {"wq", "wk"}]
+    value = [u for u in units if {n for n, _ in u.places} == {"wv0", "wo"}]
+    assert (len(heads), len(query_key), len(value), len(units)) == (3, 4, 4, 19), kinds
+    assert all(len(indices) == 4 for unit in heads for indices in unit.places.values())
+    assert_removed_equals_masked(model)
+
+
+def test_units_never_empty_an_axis_of_grouped_channels() -> None:
+    """A shuffled pair of groups loses the same place in both, so that both stay the same size."""
+    model = prepared(
+        parse("""
+        g (float[N,4,3,3] x, float[8,4,1,1] w1, float[8,4,1,1] wg, float[3,8,1,1] w2) => (float[N,3,3,3] y) {
+            h = Conv(x, w1)
+            s = Constant<value_ints=[0,2,4,3,3]>()
+            r = Reshape(h, s)
+            t = Transpose<perm=[0,2,1,3,4]>(r)
+            b = Constant<value_ints=[0,8,3,3]>()
+            g0 = Reshape(t, b)
+            g = Conv<group=2>(g0, wg)
+            y = Conv(g, w2)
+        }""")
+    )
+    assert assert_removed_equals_masked(model) > 0
