@@ -88,7 +88,7 @@ def _root(
 
 
 @app.command()
-def run(  # noqa: PLR0917 - typer makes options of them
+def run(
     source: Source,
     out: Out,
     passes: o.Spec = None,
@@ -157,7 +157,7 @@ def run(  # noqa: PLR0917 - typer makes options of them
 
 
 @app.command()
-def verify(  # noqa: PLR0917 - typer makes options of them
+def verify(
     a: ModelA,
     b: ModelB,
     data: o.DataPath = None,
@@ -199,12 +199,13 @@ def verify(  # noqa: PLR0917 - typer makes options of them
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
     with _reported(reports, json=json):
-        found = _work("onnx_compress.worker:compare", arguments, limits)
+        found = _work("onnx_compress.pipeline:compare", arguments, limits)
+    found = {**found, "output": b, "recipe": None}
     _deliver(found, reports, json=json, quiet=quiet)
 
 
 @app.command()
-def inspect(  # noqa: PLR0917 - typer makes options of them
+def inspect(
     model: Model,
     data: o.DataPath = None,
     preprocess: o.Preprocess = None,
@@ -238,8 +239,8 @@ def inspect(  # noqa: PLR0917 - typer makes options of them
 @app.command()
 def passes(name: Name = None, json: o.Json = False) -> None:
     """List the passes, or the options of one with their defaults."""
+    from onnx_compress.choices import passes_data, passes_text
     from onnx_compress.passes import known_passes
-    from onnx_compress.report.choices import passes_data, passes_text
 
     found = passes_data(known_passes(), name)
     if json:

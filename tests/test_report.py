@@ -111,7 +111,7 @@ def test_text_shows_before_and_after_side_by_side() -> None:
         "latency: batch 1, 2 threads, 20 runs",
         "output logits: 35.21 dB SQNR, largest difference 0.1, cosine 0.99987, argmax agrees on 99.10 % (512 samples)",
         "output ids: inf dB SQNR, largest difference 0, cosine 1 (512 samples)",
-        "prune macs=0.5 3.2 540 kB 40.8 M 2 3",
+        "prune 3.2 540 kB 40.8 M 2 3",
         "warning: timings hold for this processor only",
     ):
         assert line in lines
@@ -143,6 +143,12 @@ def test_text_without_anything_measured() -> None:
     }
     assert lines_of(to_text(bare))[0] == "a (nothing written) none"
     assert "## " not in to_markdown(bare)
+
+
+def test_comparison_of_two_models_has_no_recipe() -> None:
+    both = {**sample(), "output": "b.onnx", "recipe": None, "passes": []}
+    assert lines_of(to_text(both))[0] == "in.onnx compared with b.onnx 12.3 s, 312 MB at most"
+    assert to_markdown(both).startswith("# onnx-compress: `in.onnx` compared with `b.onnx`\n\n12.3 s.")
 
 
 def test_colour_only_when_asked() -> None:

@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 def to_markdown(report: dict[str, Any]) -> str:
     """The whole report, every change and every skip included."""
     output = report.get("output")
+    recipe = report.get("recipe")
     target = f" to {code(output)}" if output else ", nothing written"
+    if recipe is None:
+        target = f" compared with {code(output)}"
+    made = "" if recipe is None else f"Recipe {code(recipe)}, seed {report.get('seed')}, "
     lines = [
         f"# onnx-compress: {code(report.get('input'))}{target}",
         "",
-        f"Recipe {code(report.get('recipe'))}, seed {report.get('seed')}, {number(report.get('seconds'), 3)} s.",
+        f"{made}{number(report.get('seconds'), 3)} s.",
         "",
         *rows(("", "before", "after", "change"), comparison(report)),
         *(f"- {escape(line)}" for line in conditions(report)),

@@ -10,7 +10,6 @@ from onnx_compress.report.words import (
     comparison,
     conditions,
     costliest,
-    options_text,
     plain,
     size,
     skips_by_reason,
@@ -26,8 +25,10 @@ def to_text(report: dict[str, Any], *, width: int = 100, color: bool = False) ->
     """The report as tables of at most `width` columns; ANSI colours where `color`."""
     from rich.text import Text
 
-    parts: list[Any] = [Text(_headline(report), style="bold"), _compared(report), ""]
-    parts += [Text(line) for line in conditions(report)]
+    parts: list[Any] = [Text(_headline(report), style="bold"), _compared(report)]
+    measured = conditions(report)
+    if measured:
+        parts += ["", *map(Text, measured)]
     if report.get("passes"):
         parts += ["", _passes(report)]
     if costliest(report, "before"):
@@ -35,6 +36,8 @@ def to_text(report: dict[str, Any], *, width: int = 100, color: bool = False) ->
     skips = skips_by_reason(report)
     if skips:
         parts += ["", Text("left alone", style="bold"), skip_table(skips)]
+    if report.get("warnings"):
+        parts.append("")
     parts += [Text(f"warning: {plain(line)}", style="yellow") for line in report.get("warnings") or []]
     return render(parts, width=width, color=color)
 
@@ -74,8 +77,11 @@ def _headline(report: dict[str, Any]) -> str:
     spent = "" if seconds is None else f"  {seconds:.1f} s"
     if report.get("peak_rss_bytes"):
         spent += f", {size(report['peak_rss_bytes'])} at most"
-    arrow = f" -> {report['output']}" if report.get("output") else " (nothing written)"
-    return f"{plain(report.get('input'))}{plain(arrow)}  {plain(report.get('recipe'))}{spent}"
+    names = plain(report.get("input")), plain(report.get("output"))
+    if report.get("recipe") is None:
+        return f"{names[0]} compared with {names[1]}{spent}"
+    target = f" -> {names[1]}" if report.get("output") else " (nothing written)"
+    return f"{names[0]}{target}  {plain(report['recipe'])}{spent}"
 
 
 def _compared(report: dict[str, Any]) -> Table:
@@ -86,12 +92,11 @@ def _compared(report: dict[str, Any]) -> Table:
 
 
 def _passes(report: dict[str, Any]) -> Table:
-    made = table("pass", "options", "seconds", "size", "MACs", "changes", "left alone", right=range(2, 7))
+    made = table("pass", "seconds", "size", "MACs", "changes", "left alone", right=range(1, 6))
     for step in report["passes"]:
         after = step.get("after") or {}
         made.add_row(
             plain(step["name"]),
-            options_text(step),
             f"{step.get('seconds') or 0:.1f}",
             size(after.get("bytes")),
             amount(after.get("macs")),
