@@ -1,0 +1,203 @@
+"""What is wrong with the words, the model or the data is one line, the right exit code, and no file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_compress import cli
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+GRAPH = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 3, 8, 8] x) => (float[N, 5] y)
+{
+  h = Conv <kernel_shape = [3, 3]> (x, w, b)
+  r = Relu (h)
+  p = GlobalAveragePool (r)
+  f = Flatten (p)
+  y = Gemm <transB = 1> (f, v, c)
+}
+"""
+SHAPES = {"w": (8, 3, 3, 3), "b": (8,), "v": (5, 8), "c": (5,)}
+ROWS = np.random.default_rng(1).standard_normal((16, 3, 8, 8)).astype(np.float32)
+
+
+def proto(*, without: str = "") -> onnx.ModelProto:
+    made = onnx.parser.parse_model(GRAPH)
+    rng = np.random.default_rng(0)
+    for name, shape in SHAPES.items():
+        if name != without:
+            value = rng.standard_normal(shape).astype(np.float32)
+            made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A working folder with a good model and good data; afterwards the temporary folder is empty."""
+    scratch = tmp_path / "scratch"
+    work = tmp_path / "work"
+    scratch.mkdir()
+    work.mkdir()
+    monkeypatch.chdir(work)
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    (work / "m.onnx").write_bytes(proto().SerializeToString())
+    np.savez(work / "d.npz", x=ROWS, label=np.zeros(16, np.int64))
+    yield work
+    assert list(scratch.iterdir()) == []
+    with contextlib.suppress(ChildProcessError):
+        raise AssertionError(f"a child is left: {os.waitpid(-1, os.WNOHANG)}")
+
+
+def write(name: str, content: bytes) -> Callable[[], object]:
+    return lambda: Path(name).write_bytes(content)
+
+
+def savez(**arrays: Any) -> Callable[[], object]:
+    return lambda: np.savez("bad.npz", **arrays)
+
+
+def nan_rows() -> Any:
+    rows = ROWS.copy()
+    rows[3, 1, 2, 2] = np.nan
+    return rows
+
+
+WHOLE = proto().SerializeToString()
+RUN = "m.onnx out.onnx --passes int8 --data "
+CASES: dict[str, tuple[int, str, Callable[[], object] | None, str]] = {
+    "a bad pass": (2, "m.onnx out.onnx --passes prun", None, "no pass named 'prun'"),
+    "a bad option": (
+        2,
+        "m.onnx out.onnx --passes int8:tol=1",
+        None,
+        "int8 has no option 'tol'; its options: ",
+    ),
+    "a bad value": (2, "m.onnx out.onnx --passes prune:macs=1.5", None, "prune: macs=1.5 is not within 0..1"),
+    "a threshold that nothing measures": (
+        2,
+        "m.onnx out.onnx --passes int8 --max-drop 0.1",
+        None,
+        "--max-drop needs",
+    ),
+    "an unknown input": (2, "m.onnx out.onnx --passes int8 --input-shapes z:1,3", None, "no input named 'z'"),
+    "an unknown metric": (2, RUN + "d.npz --eval d.npz --metric top9", None, "no metric 'top9'"),
+    "no model": (3, "absent.onnx out.onnx --passes none", None, "absent.onnx: no such file"),
+    "a folder for a model": (3, ". out.onnx --passes none", None, ".: is a folder"),
+    "an empty model": (
+        3,
+        "bad.onnx out.onnx --passes none",
+        write("bad.onnx", b""),
+        "bad.onnx: the file is empty",
+    ),
+    "a truncated model": (
+        3,
+        "bad.onnx out.onnx --passes none",
+        write("bad.onnx", WHOLE[:-100]),
+        "bad.onnx: ",
+    ),
+    "a text file": (
+        3,
+        "bad.onnx out.onnx --passes none",
+        write("bad.onnx", b"Lorem ipsum " * 99),
+        "bad.onnx: ",
+    ),
+    "a missing initializer": (
+        3,
+        "bad.onnx out.onnx --passes int8",
+        write("bad.onnx", proto(without="v").SerializeToString()),
+        "not a valid ONNX model: ",
+    ),
+    "no data": (3, RUN + "absent.npz", None, "absent.npz: no such file"),
+    "text for data": (3, RUN + "bad.npz", write("bad.npz", b"Lorem ipsum"), "bad.npz: "),
+    "a wrong input name": (3, RUN + "bad.npz", savez(z=ROWS), "bad.npz: "),
+    "a wrong shape": (3, RUN + "bad.npz", savez(x=ROWS[:, :2]), "bad.npz: "),
+    "a wrong type": (3, RUN + "bad.npz", savez(x=np.full(16, "a")), "bad.npz: "),
+    "NaN": (3, RUN + "bad.npz", savez(x=nan_rows()), "bad.npz: "),
+    "no samples": (3, RUN + "bad.npz", savez(x=ROWS[:0]), "bad.npz: "),
+    "a missed threshold": (1, RUN + "d.npz --min-sqnr 900", None, "the outputs agree to "),
+    "a time limit": (4, RUN + "d.npz --time-limit 0.01", None, "stopped in "),
+    "a memory limit": (4, RUN + "d.npz --memory-limit 0.03", None, "out of memory in "),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_failure_is_one_line_with_its_exit_code(
+    folder: Path, capfd: pytest.CaptureFixture[str], case: str
+) -> None:
+    code, words, prepare, said = CASES[case]
+    if prepare is not None:
+        prepare()
+    before = sorted(folder.iterdir())
+    assert cli.main(words.split()) == code
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith(f"onnx-compress: {said}"), err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_command_runs_end_to_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The result loads, its report is complete, and the input is untouched."""
+    words = "m.onnx out.onnx --passes int8:keep_if=always --data d.npz --eval d.npz --json --report r.md"
+    assert cli.main(words.split()) == 0
+    out, err = capfd.readouterr()
+    report = json.loads(out)
+    assert err == ""
+    assert (report["input"], report["output"], report["recipe"]) == (
+        "m.onnx",
+        "out.onnx",
+        "int8:keep_if=always",
+    )
+    assert report["metric"]["samples"] == 16
+    assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx", "out.onnx", "r.md"]
+    onnx.checker.check_model("out.onnx")
+    assert Path("m.onnx").read_bytes() == WHOLE
+
+
+def test_two_models_compare(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (folder / "same.onnx").write_bytes(WHOLE)
+    assert cli.main(["verify", "m.onnx", "same.onnx", "--data", "d.npz"]) == 0
+    assert capfd.readouterr().out.startswith("m.onnx compared with same.onnx")
+
+
+def test_inspect_shows_the_model(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", "m.onnx"]) == 0
+    assert "channel units that can go whole" in capfd.readouterr().out
+    assert cli.main(["inspect", "m.onnx", "--json"]) == 0
+    assert len(json.loads(capfd.readouterr().out)["layers"]) == 2
+    assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_command_leaves_nothing(folder: Path, number: int) -> None:
+    """As Ctrl-C does it: to the command, while its child works."""
+    command = [sys.executable, "-m", "onnx_compress", *(RUN + "d.npz").split()]
+    pipe, root = subprocess.PIPE, str(Path(__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": root}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env) as process:
+        scratch = Path(tempfile.gettempdir())
+        while not list(scratch.iterdir()) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == 130
+    assert (out, err) == ("", "onnx-compress: interrupted; nothing was written\n")
+    assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx"]
