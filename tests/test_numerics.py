@@ -209,7 +209,9 @@ def test_overlapping_units_remove_their_union() -> None:
     assert (layer.weight[:, drop] == 0).all()
 
 
-def test_equal_sized_units_take_the_fast_path_to_the_same_losses() -> None:
+@pytest.mark.parametrize("late", [4, 96])
+def test_updates_put_off_lead_to_the_same_losses(late: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_compress.numerics.obs.LATE", late)
     weight, x = problem(4, inputs=24, columns=200)
     groups = list(np.arange(24).reshape(8, 3))
     found = order(weight, gram_of(x), groups, 0.0)

@@ -5,6 +5,7 @@ Frantar & Alistarh 2022 (Optimal Brain Compression), arXiv:2208.11580; Kurtic et
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+
+LATE = 96  # removed inputs after which their updates of the whole matrices are made up for
 
 
 class Order(NamedTuple):
@@ -39,37 +42,31 @@ class Elimination:
         self._inputs = weight.shape[1]
         factor, _ = cholesky(gram, damping)
         self.loss = 0.0
-        self._weight = np.array(weight, np.float64)
-        self._inverse: Array = cho_solve(factor, np.eye(self._inputs))
+        self._weight = np.array(weight, np.float64, order="C")
+        self._inverse: Array = np.ascontiguousarray(cho_solve(factor, np.eye(self._inputs)))
         self._held = np.arange(self._inputs)  # which input each column now held is
         self._place = np.arange(self._inputs)  # where an input is held; -1: removed
         self._groups = [np.unique(np.asarray(group, np.intp)) for group in groups]
         self._alive = np.ones(len(groups), bool)
         members = np.concatenate([np.zeros(0, np.intp), *self._groups])
         self._overlap = len(np.unique(members)) < len(members)
+        self._late = _Late(*self._weight.shape)
         self._tables = self._by_size()
 
     @property
     def weight(self) -> Array:
         """The weight (N, K) as it now is: zero at what was removed."""
         whole = np.zeros((len(self._weight), self._inputs))
-        whole[:, self._held] = self._weight
+        left = self._place[self._held] >= 0
+        whole[:, self._held[left]] = self._columns(np.flatnonzero(left))
         return whole
 
     def scores(self) -> Array:
         """The loss each unit would add, were it the next: tr[W_c ((H⁻¹)_cc)⁻¹ W_cᵀ]; infinite where it is gone."""
         scores = np.where(self._alive, 0.0, np.inf)
-        for units, index in self._tables:
-            alive = self._alive[units]
-            at = index[alive]
-            blocks = self._inverse[at[:, :, np.newaxis], at[:, np.newaxis, :]]
-            if index.shape[1] == 1:
-                squares = np.einsum("nk,nk->k", self._weight, self._weight)
-                scores[units[alive]] = squares[at[:, 0]] / blocks[:, 0, 0]
-                continue
-            columns = self._weight.T[at]  # (units, size, N)
-            products = np.matmul(columns, columns.swapaxes(1, 2))
-            scores[units[alive]] = np.einsum("uij,uij->u", np.linalg.inv(blocks), products)
+        for table in self._tables:
+            scores[table.units] = np.einsum("uij,uij->u", np.linalg.inv(table.inverses), table.products)
+        scores[~self._alive] = np.inf
         return scores
 
     def remove(self, unit: int) -> float:
@@ -82,45 +79,133 @@ class Elimination:
         at = at[at >= 0]
         if len(at) == 0:
             return 0.0
-        rows, columns = self._inverse[at], self._weight[:, at]
-        solved = np.linalg.solve(rows[:, at], np.hstack([rows, columns.T]))
-        added = float(np.einsum("ns,sn->", columns, solved[:, rows.shape[1] :]))
-        solved = solved[:, : rows.shape[1]]
-        self._weight -= columns @ solved
-        self._inverse -= rows.T @ solved
-        # > exactly zero, so that rounding does not bring what was removed back
-        self._weight[:, at] = 0.0
-        self._inverse[at] = 0.0
-        self._inverse[:, at] = 0.0
+        rows, columns = self._rows(at), self._columns(at)
+        block, square = rows[:, at], columns.T @ columns
+        solved = np.linalg.solve(block, rows)
+        added = float(np.trace(np.linalg.solve(block, square)))
+        crossed = columns.T @ self._weight - (columns.T @ self._late.columns) @ self._late.solved
+        for table in self._tables:
+            table.update(rows, solved, crossed, square)
+        self._late.push(rows, columns, solved)
         self._place[self._groups[unit]] = -1
-        self._tidy()
+        self._tidy(unit)
         self.loss += added
         return added
 
-    def _tidy(self) -> None:
+    def _rows(self, at: Array) -> Array:
+        """These rows of H⁻¹ as it now is; exactly zero at what was removed, so that rounding does not bring it back."""
+        rows: Array = self._inverse[at] - self._late.rows[:, at].T @ self._late.solved
+        rows[:, self._place[self._held] < 0] = 0.0
+        return rows
+
+    def _columns(self, at: Array) -> Array:
+        """These columns of W as it now is."""
+        columns: Array = self._weight[:, at] - self._late.columns @ self._late.solved[:, at]
+        return columns
+
+    def _catch_up(self) -> None:
+        """Applies the updates put off: many thin products as one, which is bound by arithmetic and not by memory."""
+        self._weight -= self._late.columns @ self._late.solved
+        self._inverse -= self._late.rows.T @ self._late.solved
+        gone = self._place[self._held] < 0
+        self._weight[:, gone] = 0.0
+        self._inverse[gone] = 0.0
+        self._inverse[:, gone] = 0.0
+        self._late = _Late(*self._weight.shape)
+
+    def _tidy(self, unit: int) -> None:
         """Lets go of removed columns once they are half of those held: the work falls with what is left."""
         left = self._place[self._held] >= 0
-        if np.count_nonzero(left) * 2 <= len(left):
+        shrink = np.count_nonzero(left) * 2 <= len(left)
+        if shrink or self._late.count >= LATE or self._overlap:
+            self._catch_up()
+        if shrink:
             self._weight = np.ascontiguousarray(self._weight[:, left])
             self._inverse = np.ascontiguousarray(self._inverse[np.ix_(left, left)])
             self._held = self._held[left]
             self._place[self._held] = np.arange(len(self._held))
-        elif not self._overlap:
-            return
-        self._tables = self._by_size()
+            self._late = _Late(*self._weight.shape)
+        if shrink or self._overlap:
+            self._tables = self._by_size()
+        else:
+            self._tables = [table.without(unit) for table in self._tables]
 
-    def _by_size(self) -> list[tuple[Array, Array]]:
-        """The units that are left by how many inputs each still feeds: (units, their columns (units, size))."""
-        tables: dict[int, list[tuple[int, Array]]] = {}
+    def _by_size(self) -> list[_Table]:
+        """The units that are left, by how many inputs each still feeds."""
+        sizes: dict[int, list[tuple[int, Array]]] = {}
         for unit in np.flatnonzero(self._alive):
             at = self._place[self._groups[unit]]
             at = at[at >= 0]
             if len(at):
-                tables.setdefault(len(at), []).append((int(unit), at))
-        return [
-            (np.array([unit for unit, _ in rows]), np.stack([at for _, at in rows]))
-            for rows in tables.values()
-        ]
+                sizes.setdefault(len(at), []).append((int(unit), at))
+        tables = []
+        for rows in sizes.values():
+            at = np.stack([at for _, at in rows])
+            columns = self._weight.T[at]  # (units, size, N)
+            inverses = self._inverse[at[:, :, np.newaxis], at[:, np.newaxis, :]]
+            products = np.matmul(columns, columns.swapaxes(1, 2))
+            tables.append(_Table(np.array([unit for unit, _ in rows]), at, inverses, products))
+        return tables
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Units of one size: the columns of each (units, size), and its (H⁻¹)_cc and W_cᵀ W_c (units, size, size)."""
+
+    units: Array
+    at: Array
+    inverses: Array
+    products: Array
+
+    def update(self, rows: Array, solved: Array, crossed: Array, square: Array) -> None:
+        """Follows W −= B S and H⁻¹ −= Rᵀ S. rows: R; solved: S; crossed: Bᵀ W before it; square: Bᵀ B."""
+        theirs = solved[:, self.at].swapaxes(0, 1)  # (units, removed, size)
+        back = theirs.swapaxes(1, 2)
+        self.inverses[...] -= np.matmul(rows[:, self.at].transpose(1, 2, 0), theirs)
+        product = np.matmul(back, crossed[:, self.at].swapaxes(0, 1))
+        self.products[...] += np.matmul(back, np.matmul(square, theirs)) - product - product.swapaxes(1, 2)
+
+    def without(self, unit: int) -> _Table:
+        """The others."""
+        others = self.units != unit
+        if others.all():
+            return self
+        return _Table(self.units[others], self.at[others], self.inverses[others], self.products[others])
+
+
+class _Late:
+    """Updates of W and H⁻¹ not yet applied: W − B S, H⁻¹ − Rᵀ S. rows: R; columns: B; solved: S."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        self.count = 0
+        self._rows, self._solved = np.empty((0, inputs)), np.empty((0, inputs))
+        self._columns = np.empty((outputs, 0), order="F")
+
+    @property
+    def rows(self) -> Array:
+        return self._rows[: self.count]
+
+    @property
+    def solved(self) -> Array:
+        return self._solved[: self.count]
+
+    @property
+    def columns(self) -> Array:
+        return self._columns[:, : self.count]
+
+    def push(self, rows: Array, columns: Array, solved: Array) -> None:
+        """One more update."""
+        end = self.count + len(rows)
+        if end > len(self._rows):
+            room = max(2 * end, LATE)
+            self._rows = np.concatenate([self.rows, np.empty((room - self.count, rows.shape[1]))])
+            self._solved = np.concatenate([self.solved, np.empty((room - self.count, rows.shape[1]))])
+            wide = np.empty((len(columns), room), order="F")
+            wide[:, : self.count] = self.columns
+            self._columns = wide
+        self._rows[self.count : end], self._solved[self.count : end] = rows, solved
+        self._columns[:, self.count : end] = columns
+        self.count = end
 
 
 def order(

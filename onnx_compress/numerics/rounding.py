@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dtrtri
 
 from onnx_compress.numerics.leastsquares import cholesky
 
@@ -179,5 +179,5 @@ def feedback(
 def _inverse_factor(gram: Array, damping: float) -> Array:
     """U, upper triangular, with Uᵀ U = (G + λI)⁻¹: the inverse of R, upper triangular, with R Rᵀ = G + λI."""
     (lower, _), _ = cholesky(gram[::-1, ::-1], damping)
-    upper: Array = solve_triangular(np.triu(np.tril(lower)[::-1, ::-1]), np.eye(len(gram)), lower=False)
-    return upper
+    upper, _ = dtrtri(np.tril(lower)[::-1, ::-1], lower=0)
+    return np.asarray(upper)
