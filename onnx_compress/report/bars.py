@@ -20,13 +20,10 @@ def show_progress() -> Iterator[Callable[[int, int, str], None]]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("starting", total=None)
-        stage = ""
 
         def tell(done: int, total: int, what: str) -> None:
-            nonlocal stage
-            if what != stage:
-                stage = what
-                progress.reset(task, total=total or None, description=plain(what))
-            progress.update(task, completed=done, total=total or None)
+            # > not progress.reset: the time shown is that of the whole run
+            progress.tasks[0].total = total if total > 1 else None
+            progress.update(task, completed=done, description=plain(what))
 
         yield tell
