@@ -18,7 +18,6 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.runtime.session import Session
 
-
 MODELS = Path(__file__).parents[1] / "models"
 
 

@@ -30,9 +30,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_installs_and_runs_from_another_folder(
-    archives: dict[str, Path], kind: str, tmp_path: Path
-) -> None:
+def test_installs_and_runs_from_another_folder(archives: dict[str, Path], kind: str, tmp_path: Path) -> None:
     """Dependencies come from the environment that runs the tests; the package itself only from the archive."""
     home = tmp_path / "env"
     venv.create(home, system_site_packages=False, with_pip=False)

@@ -1,0 +1,121 @@
+"""Pruning to a budget, to a tolerance, and the repair: each beats doing without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onnx_compress.contract import Job, Result
+from onnx_compress.errors import UsageError
+from onnx_compress.model.cost import cost
+from onnx_compress.model.document import Model, check
+from onnx_compress.model.prepare import prepare
+from onnx_compress.model.shapes import infer
+from onnx_compress.passes.prune import Prune
+from onnx_compress.passes.prune.allocate import counts
+from onnx_compress.runtime.agreement import output_error
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.data import Data, open_data
+from onnx_compress.runtime.session import input_specs
+
+MODELS = Path(__file__).parents[1] / "models"
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    loaded = Model.load(MODELS / "fashion_mlp.onnx")
+    return prepare(loaded, infer(loaded)).model
+
+
+@pytest.fixture(scope="module")
+def data(model: Model) -> Data:
+    return open_data(MODELS / "fashion_calib.npz", input_specs(model), samples=256)
+
+
+def run(model: Model, data: Data | None, **options: Any) -> Result:
+    return Prune(**options).apply(Job(model, model, data, 0, Clock(1, 0)))
+
+
+def test_a_budget_is_met(model: Model, data: Data) -> None:
+    result = run(model, data, macs=0.5, round_to=1)
+    check(result.model)
+    shapes = {"input": (1, 1, 28, 28)}
+    before, after = (cost(m, infer(m, shapes)).macs for m in (model, result.model))
+    assert 0.40 <= after / before <= 0.505  # the least that one unit saves is far below 10 %
+
+
+def test_repair_beats_bias_beats_none(model: Model, data: Data) -> None:
+    """Least squares can do what the bias can, and the bias what nothing can."""
+    errors = [
+        output_error(model, run(model, data, channels=0.5, round_to=1, repair=repair).model, data)
+        for repair in ("least-squares", "bias", "none")
+    ]
+    assert errors[0] < errors[1] <= errors[2]
+
+
+def test_obs_beats_l1_without_repair(model: Model, data: Data) -> None:
+    errors = [
+        output_error(
+            model, run(model, data, channels=0.3, round_to=1, criterion=c, repair="none").model, data
+        )
+        for c in ("obs", "l1")
+    ]
+    assert errors[0] < errors[1]
+
+
+def test_tolerance_bounds_the_error(model: Model, data: Data) -> None:
+    """On the held-out part, to which nothing was fitted."""
+    result = run(model, data, tolerance=0.02, round_to=1)
+    _, held = data.split(0.25, 0)
+    assert result.changes
+    assert output_error(model, result.model, held) <= 0.02
+
+
+def test_a_tolerance_of_nothing_leaves_the_model(model: Model, data: Data) -> None:
+    result = run(model, data, tolerance=0.0, round_to=1)
+    assert output_error(model, result.model, data) <= 1e-9
+
+
+def test_same_seed_same_bytes(model: Model, data: Data) -> None:
+    once, again = (
+        run(model, data, macs=0.6, round_to=8).model.to_proto().SerializeToString() for _ in range(2)
+    )
+    assert once == again
+
+
+def test_the_input_is_not_changed(model: Model, data: Data) -> None:
+    before = model.to_proto().SerializeToString()
+    run(model, data, channels=0.5, round_to=1)
+    assert model.to_proto().SerializeToString() == before
+
+
+def test_without_data(model: Model) -> None:
+    with pytest.raises(UsageError, match="--data"):
+        run(model, None)
+    result = run(model, None, criterion="l1", channels=0.5, round_to=1)
+    assert result.warnings
+    check(result.model)
+
+
+def test_two_budgets_are_one_too_many() -> None:
+    with pytest.raises(ValueError, match="both budgets"):
+        Prune(macs=0.5, params=0.5)
+
+
+def test_exclude_leaves_a_node_alone(model: Model, data: Data) -> None:
+    name = model.proto.graph.node[-1].name
+    result = run(model, data, channels=0.5, round_to=1, exclude=f"^{name}$")
+    assert any(skip.node == name for skip in result.skips)
+    last = model.proto.graph.node[-1].input[1]
+    shapes = {t.name: list(t.dims) for t in result.model.proto.graph.initializer}
+    assert shapes[last] == next(list(t.dims) for t in model.proto.graph.initializer if t.name == last)
+
+
+@pytest.mark.parametrize(("size", "multiple"), [(16, 8), (10, 4), (5, 8), (64, 1)])
+def test_some_unit_always_stays_and_widths_are_round(size: int, multiple: int) -> None:
+    kept = size - counts(size, multiple)
+    assert kept.min() >= 1
+    assert np.all((kept % multiple == 0) | (kept == size) | (size < 2 * multiple))
