@@ -27,7 +27,7 @@ from onnx_compress.runtime.observe import observe
 from onnx_compress.runtime.requests import Gram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -129,6 +129,20 @@ class Prune:
                 model, units = self._not_slower(job, model, units)
         decisions = list(job.clock.decisions)
         return Result(model, _changes(plan, units), plan.skips + _unpruned(plan, units), decisions, warnings)
+
+    def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
+        """Every kind of unit some of which could go, and what pins the other weight axes."""
+        units, pinned = Channels(Surgery(model), dict(shapes)).units()
+        kinds: dict[frozenset[tuple[str, int]], list[Unit]] = defaultdict(list)
+        for unit in units:
+            kinds[unit.kind].append(unit)
+        changes = [
+            Change(_title(members[0]), "remove units", str(len(members)), "")
+            for members in kinds.values()
+            if len(members) > 1
+        ]
+        skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
+        return Result(model, changes, skips)
 
     def _plan(self, job: Job, fit: Data | None, held: Data | None, repair: Repair, multiple: int) -> _Plan:
         """Units, their curves and costs."""
@@ -330,7 +344,7 @@ def _changes(plan: _Plan, units: Sequence[Unit]) -> list[Change]:
             size = choice.curve.size
             changes.append(
                 Change(
-                    _title(choice.curve),
+                    _title(choice.curve.units[0]),
                     "units",
                     str(size),
                     str(size - number),
@@ -344,14 +358,14 @@ def _unpruned(plan: _Plan, units: Sequence[Unit]) -> list[Skip]:
     gone = {id(unit) for unit in units}
     why = "its units are all worth more than the work they cost"
     return [
-        Skip(_title(c.curve), why)
+        Skip(_title(c.curve.units[0]), why)
         for c in plan.choices
         if not any(id(unit) in gone for unit in c.curve.units)
     ]
 
 
-def _title(curve: Curve) -> str:
+def _title(unit: Unit) -> str:
     """A kind by the weights it takes from: the first two and how many more."""
-    names = sorted({name for name, _ in curve.units[0].places})
+    names = sorted({name for name, _ in unit.places})
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
