@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from scipy.linalg.blas import dsyrk, ssyrk
 
 from onnx_compress.runtime.requests import CrossStat, GramStat
 from onnx_compress.runtime.unfold import by_group, choose, gather, lines, positions, windows
@@ -23,7 +22,11 @@ if TYPE_CHECKING:
     Index = NDArray[np.intp]
 
 WIDEST = 8192  # inputs of a full Gram matrix at most
-PIECE = 16 * 2**20  # bytes of columns multiplied at once
+PIECE = 4 * 2**20  # bytes of columns multiplied at once: what the caches hold
+ROWS = (
+    2048,
+    8192,
+)  # but not fewer columns, or adding the product up costs more than it; nor more, for float32's sake
 _NARROW = 16  # a block below this many inputs tells no more than the diagonal
 
 
@@ -69,12 +72,12 @@ class Sums:
         sizes = [min(width, self.plan.inputs - at) for at in range(0, self.plan.inputs, width)]
         return [np.zeros((group, size, size)) for size in sizes]
 
-    def add(self, rows: Array) -> None:
-        """Takes in rows (columns, taps, channels)."""
+    def add(self, rows: Array, first: Array) -> None:
+        """Takes in rows (columns, taps, channels), and their sum."""
         self.count += len(rows)
-        flat = rows.reshape(len(rows), -1)
-        self.first += np.add.reduce(flat, axis=0, dtype=np.float64)
+        self.first += first
         if self.plan.kind == "diagonal":
+            flat = rows.reshape(len(rows), -1)
             self.blocks[0] += np.einsum("nk,nk->k", flat, flat, dtype=np.float64)
             return
         split = rows.reshape(*rows.shape[:2], self.layer.group, -1)
@@ -104,7 +107,7 @@ class Sums:
 
 
 def _add_products(split: Array, block: Array) -> None:
-    """Adds the lower triangles of Σ x xᵀ, for columns (columns, taps, groups, channels), to block (groups, K, K)."""
+    """Adds Σ x xᵀ, for columns (columns, taps, groups, channels), to block (groups, K, K)."""
     columns, taps, group, channels = split.shape
     if channels * taps <= _NARROW:
         batch = np.ascontiguousarray(split.transpose(2, 1, 3, 0)).reshape(group, taps * channels, columns)
@@ -112,20 +115,26 @@ def _add_products(split: Array, block: Array) -> None:
         return
     for index in range(group):
         x = np.ascontiguousarray(split[:, :, index]).reshape(columns, -1)
-        # > x.T is in Fortran order, so nothing is copied; the upper triangle comes in that order too
-        product = (ssyrk if x.dtype == np.float32 else dsyrk)(1.0, x.T, lower=0).T
-        if not np.isfinite(np.diagonal(product)).all():  # > 1e19 is a float32, its square is none
-            product = dsyrk(1.0, x.T.astype(np.float64), lower=0).T
+        with np.errstate(over="ignore", invalid="ignore"):
+            product = x.T @ x  # numpy sees that both are one array and computes one triangle only
+        if not np.isfinite(np.diagonal(product)).all():  # > 1e20 is a float32, its square is none
+            x = x.astype(np.float64)
+            product = x.T @ x
         block[index] += product
 
 
 def _finished(block: Array, taps: int) -> Array:
-    """Full symmetric matrices from lower triangles, the order (tap, channel) turned to (channel, tap)."""
-    size = block.shape[-1]
-    order = np.arange(size).reshape(taps, -1).T.ravel()
-    lower = np.tril(block)
-    whole = lower + np.tril(block, -1).swapaxes(1, 2)
+    """Symmetric matrices, their order (tap, channel) turned to (channel, tap)."""
+    order = np.arange(block.shape[-1]).reshape(taps, -1).T.ravel()
+    whole: Array = (block + block.swapaxes(1, 2)) / 2
     return whole if taps == 1 else whole[:, order[:, np.newaxis], order]
+
+
+def _column_sums(flat: Array) -> Array:
+    """The sum of rows (n, K): float32 for 64 of them, float64 from there, twice as fast as float64 throughout."""
+    even = len(flat) // 64 * 64
+    first = flat[:even].reshape(-1, 64, flat.shape[1]).sum(axis=1)
+    return first.sum(axis=0, dtype=np.float64) + flat[even:].sum(axis=0, dtype=np.float64)
 
 
 class Crosses:
@@ -170,16 +179,22 @@ class LayerSums:
         self.nonfinite: dict[str, int] = {}
 
     def update(
-        self, x: Array, own: Mapping[str, Array], reference: Mapping[str, Array], samples: int, first: int
+        self, x: Array, own: Mapping[str, Array], reference: Mapping[str, Array], samples: int, before: int
     ) -> None:
-        """Takes in one batch: the layer's input, the model's and the reference's tensors; `first`: samples before it."""
+        """Takes in one batch: the layer's input, the model's and the reference's tensors; `before`: samples before it."""
         view = windows(_floating(x), self.layer, samples)
         targets = [self._target(cross, own, reference, view, samples) for cross in self.crosses]
-        for sample, position in self._places(view, samples, first):
+        for sample, position in self._places(view, samples, before):
             rows = gather(view, sample, position)
             ys = [_picked(target, sample, position) for target in targets]
-            rows, ys = self._clean(rows, ys)
-            self.sums.add(rows)
+            with np.errstate(invalid="ignore", over="ignore"):
+                first = _column_sums(rows.reshape(len(rows), -1))
+                # > a sum is infinite or NaN if any of its terms is
+                fine = all(np.isfinite(total).all() for total in (first, *(y.sum() for y in ys)))
+            if not fine:
+                rows, ys = self._clean(rows, ys)
+                first = rows.reshape(len(rows), -1).sum(axis=0, dtype=np.float64)
+            self.sums.add(rows, first)
             for cross, y in zip(self.crosses, ys, strict=True):
                 cross.add(rows, y)
 
@@ -194,7 +209,7 @@ class LayerSums:
         self.sums.used, self.sums.available = max(self.sums.used, wanted), max(self.sums.available, total)
         position = choose(total, wanted, first, len(view)).ravel()
         sample = np.repeat(np.arange(len(view)), wanted)
-        step = max(1, PIECE // (view.itemsize * len(self.sums.first)))
+        step = min(max(PIECE // (view.itemsize * len(self.sums.first)), ROWS[0]), ROWS[1])
         for at in range(0, len(position), step):
             yield sample[at : at + step], position[at : at + step]
 
@@ -223,10 +238,6 @@ class LayerSums:
 
     def _clean(self, rows: Array, ys: list[Array]) -> tuple[Array, list[Array]]:
         """Without the columns that hold NaN or infinity, which are counted."""
-        # > a sum is infinite or NaN if any of its terms is: one cheap pass where all is well
-        with np.errstate(invalid="ignore"):
-            if all(np.isfinite(part.sum(dtype=np.float64)) for part in (rows, *ys)):
-                return rows, ys
         finite = np.isfinite(rows)
         keep = finite.all(axis=(1, 2))
         self._note(self.layer.tensor, int(finite.size - np.count_nonzero(finite)))
