@@ -37,7 +37,6 @@ class _Writer:
     first: list[gs.Node] = field(default_factory=list)
     constants: dict[tuple[str, bytes], gs.Constant] = field(default_factory=dict)
     weights: dict[tuple[int, bytes], gs.Variable] = field(default_factory=dict)
-    codes: dict[str, gs.Variable] = field(default_factory=dict)
     count: int = 0
 
     def constant(self, hint: str, value: Array) -> gs.Constant:
@@ -72,6 +71,7 @@ def emit(
     for name in placement.layers:
         node = by_name[name]
         _weigh(writer, node, weights[name], scales[node.inputs[0].name])
+        _shift(writer, node, weights[name].shift)
     for node in graph.nodes:
         if id(node) in integer and node.op not in LAYERS and node.name not in placement.scaled:
             if node.op == "Relu":  # onnxruntime has no integer Relu, but a table for any slope
@@ -107,7 +107,7 @@ def _weigh(writer: _Writer, node: gs.Node, weight: LayerWeight, source: Affine) 
         values = writer.surgery.constant(f"{name}_q", weight.values)
         zeros = writer.constant("zw", np.zeros(scale.shape, weight.values.dtype))
         writer.weights[key] = _dequantize(
-            writer, node, values, writer.constant("sw", scale), zeros, weight.axis if scale.ndim else None
+            writer, node, [values, writer.constant("sw", scale), zeros], weight.axis if scale.ndim else None
         )
     node.inputs[1] = writer.weights[key]
     if weight.bias is None:
@@ -115,22 +115,32 @@ def _weigh(writer: _Writer, node: gs.Node, weight: LayerWeight, source: Affine) 
     steps = np.float32(source.scale) * scale
     values = np.rint(weight.bias / steps.astype(np.float64)).clip(-BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
     bias = writer.surgery.constant("b_q", values)
-    zeros = writer.constant("zb", np.zeros(steps.shape, np.int32))
-    axis = 0 if steps.ndim else None
-    out = _dequantize(writer, node, bias, writer.surgery.constant("sb", steps), zeros, axis)
+    out = _dequantize(writer, node, [bias, writer.surgery.constant("sb", steps)], 0 if steps.ndim else None)
     if len(node.inputs) > 2:
         node.inputs[2] = out
     else:
         node.inputs.append(out)
 
 
-def _dequantize(  # noqa: PLR0917 - as the operator has them
-    writer: _Writer, node: gs.Node, values: gs.Constant, scale: Any, zero: Any, axis: int | None
-) -> gs.Variable:
+def _shift(writer: _Writer, node: gs.Node, shift: Array | None) -> None:
+    """A MatMul's correction goes into the constant that is added to its output, where there is one."""
+    users = node.outputs[0].outputs
+    if shift is None or len(users) != 1 or users[0].op != "Add":
+        return
+    add = users[0]
+    for at, tensor in enumerate(add.inputs):
+        if isinstance(tensor, gs.Constant) and tensor.shape and tensor.shape[-1] == len(shift):
+            add.inputs[at] = writer.surgery.constant(
+                f"{tensor.name}_c", (np.asarray(tensor.values) + shift).astype(np.float32)
+            )
+
+
+def _dequantize(writer: _Writer, node: gs.Node, parts: list[gs.Constant], axis: int | None) -> gs.Variable:
+    """What `node` reads of constant codes: parts are the codes, their scale and, but where it is 0, their zero point."""
     attrs = {} if axis is None else {"axis": axis}
     number = writer.number()
     out = writer.surgery.variable(f"y{number}")
-    made = writer.surgery.node("DequantizeLinear", f"d{number}", [values, scale, zero], [out], **attrs)
+    made = writer.surgery.node("DequantizeLinear", f"d{number}", parts, [out], **attrs)
     writer.before.setdefault(id(node), []).append(made)
     return out
 
@@ -146,14 +156,8 @@ def _quantize_constants(writer: _Writer, node: gs.Node, scales: Mapping[str, Aff
             value = np.asarray(tensor.values)
             scale = affine(float(value.min(initial=0)), float(value.max(initial=0)), other.signed)
             values = writer.surgery.constant(f"{tensor.name}_q", scale.quantize(value))
-            node.inputs[at] = _dequantize(
-                writer,
-                node,
-                values,
-                writer.constant("s", scale.scale_array),
-                writer.constant("z", scale.zero_array),
-                None,
-            )
+            parts = [writer.constant("s", scale.scale_array), writer.constant("z", scale.zero_array)]
+            node.inputs[at] = _dequantize(writer, node, [values, *parts], None)
 
 
 def _tensors(graph: gs.Graph) -> list[gs.Variable]:
@@ -183,15 +187,15 @@ def _convert(
             source = writer.surgery.variable(f"f{number}")
             maker.outputs[next(i for i, out in enumerate(maker.outputs) if out is tensor)] = source
     if whole and maker.name in writer.scaled:
-        eight = writer.codes[next(t.name for t in maker.inputs if isinstance(t, gs.Variable))]
+        eight = next(t for t in maker.inputs if isinstance(t, gs.Variable))
     elif already:
         _on_codes(maker, eight, zero)
-    writer.codes[tensor.name] = eight
     for user in users:
         for at, read in enumerate(user.inputs):
             data = id(user) in integer and at in data_inputs(user)
             if read is tensor and (whole or data):
-                user.inputs[at] = eight if data and user.op in ON_CODES else back
+                codes = data and (user.op in ON_CODES or user.name in writer.scaled)
+                user.inputs[at] = eight if codes else back
     nodes = []
     if not already:
         nodes += [writer.surgery.node("QuantizeLinear", f"q{number}", [source, scale, zero], [eight])]

@@ -96,7 +96,7 @@ class Int8:
                 decisions=[decision],
                 warnings=warnings,
             )
-        if self.limit < 127:
+        if self.bits < 8:
             warnings.append("int8: weights have 7 bits, since 8-bit products may saturate on this processor")
         return Result(
             candidate,
@@ -121,10 +121,10 @@ class Int8:
         return quantizer.quantized()[0] if quantizer.layers else job.model
 
     @property
-    def limit(self) -> int:
-        """The largest weight code."""
+    def bits(self) -> int:
+        """Of a weight."""
         reduced = products_saturate() if self.reduce_range == "auto" else self.reduce_range
-        return 63 if reduced else 127
+        return 7 if reduced else 8
 
     def _quantizer(self, model: Model, data: Data, job: Job, choices: Choices | None = None) -> Quantizer:
         choices = choices or Choices(
@@ -133,7 +133,7 @@ class Int8:
             self.activations == "int8",
             self.rounding,
             self.bias_correction,
-            self.limit,
+            self.bits,
         )
         lowered = lower(model, infer(model, job.input_shapes))
         pattern = re.compile(self.exclude) if self.exclude else None

@@ -25,9 +25,11 @@ def lower(model: Model, shapes: Mapping[str, Shape]) -> Model:
     for node in list(surgery.graph.nodes):
         rule = RULES.get(node.op)
         new = rule(surgery, node, shapes) if rule else None
+        if new is None:
+            continue
         if new:
             new[-1].name = node.name  # the last one goes by the old name in reports and patterns
-            surgery.replace(surgery.graph, node, new)
+        surgery.replace(surgery.graph, node, new)
     return surgery.commit()
 
 
@@ -89,7 +91,7 @@ def _scale_and_shift(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape
 def _hard_swish(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
     """HardSwish(x) = x · HardSigmoid(x)."""
     del shapes
-    gate = _gate(surgery, node.inputs[0], 1 / 6, 0.5)
+    gate = _gate(surgery, node.inputs[0], 1 / 6, 0.5, alone=False)
     return [*gate, surgery.node("Mul", "swish", [node.inputs[0], gate[-1].outputs[0]])]
 
 
@@ -100,21 +102,97 @@ def _hard_sigmoid(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) 
     return _gate(surgery, node.inputs[0], alpha, beta) if alpha > 0 else None
 
 
-def _gate(surgery: Surgery, source: gs.Tensor, alpha: float, beta: float) -> list[gs.Node]:
+def _gate(
+    surgery: Surgery, source: gs.Tensor, alpha: float, beta: float, *, alone: bool = True
+) -> list[gs.Node]:
+    """The nodes of HardSigmoid; alone: the addition goes into the bias of a convolution that nobody else reads."""
     shift = surgery.constant("shift", np.array(beta / alpha, np.float32))
-    add = surgery.node("Add", "shifted", [source, shift])
+    maker = source.inputs[0] if alone and len(source.inputs) == 1 and len(source.outputs) == 1 else None
+    seen = any(output is source for output in surgery.graph.outputs)
+    if maker is not None and not seen and maker.op == "Conv" and _biased(surgery, maker, beta / alpha):
+        added, first = source, []
+    else:
+        first = [surgery.node("Add", "shifted", [source, shift])]
+        added = first[0].outputs[0]
     ends = [
         surgery.constant("low", np.array(0, np.float32)),
         surgery.constant("high", np.array(1 / alpha, np.float32)),
     ]
-    clip = surgery.node("Clip", "clipped", [add.outputs[0], *ends])
+    clip = surgery.node("Clip", "clipped", [added, *ends])
     factor = surgery.constant("factor", np.array(alpha, np.float32))
-    return [add, clip, surgery.node("Mul", "gate", [clip.outputs[0], factor])]
+    return [*first, clip, surgery.node("Mul", "gate", [clip.outputs[0], factor])]
+
+
+def _biased(surgery: Surgery, conv: gs.Node, shift: float) -> bool:
+    """Adds `shift` to the bias of a convolution, if it is a constant or absent."""
+    weight = conv.inputs[1]
+    if not isinstance(weight, gs.Constant) or np.dtype(weight.dtype) != np.float32:
+        return False
+    bias = conv.inputs[2] if len(conv.inputs) > 2 and conv.inputs[2].name else None
+    if bias is not None and not isinstance(bias, gs.Constant):
+        return False
+    value = np.zeros(weight.shape[0], np.float32) if bias is None else np.asarray(bias.values)
+    moved = surgery.constant("shifted_bias", (value + shift).astype(np.float32))
+    if len(conv.inputs) > 2:
+        conv.inputs[2] = moved
+    else:
+        conv.inputs.append(moved)
+    return True
+
+
+def _pad_of_conv(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """Zeros around an image that only convolutions read are the convolutions' own padding."""
+    del shapes
+    pads = node.inputs[1] if len(node.inputs) > 1 else None
+    value = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
+    if (
+        node.attrs.get("mode", "constant") != "constant"
+        or not isinstance(pads, gs.Constant)
+        or len(node.inputs) > 3
+    ):
+        return None
+    if value is not None and not (isinstance(value, gs.Constant) and not np.any(value.values)):
+        return None
+    ends = [int(size) for size in np.asarray(pads.values).reshape(-1)]
+    rank = len(ends) // 2
+    users = node.outputs[0].outputs
+    if min(ends) < 0 or any(ends[:2] + ends[rank : rank + 2]) or not users:
+        return None
+    if any(output is node.outputs[0] for output in surgery.graph.outputs):
+        return None
+    if not all(
+        u.op == "Conv" and u.inputs[0] is node.outputs[0] and "auto_pad" not in u.attrs for u in users
+    ):
+        return None
+    for user in list(users):
+        own = user.attrs.get("pads") or [0] * (2 * (rank - 2))
+        user.attrs["pads"] = [a + b for a, b in zip(own, ends[2:rank] + ends[rank + 2 :], strict=True)]
+        user.inputs[0] = node.inputs[0]
+    return []
+
+
+def _by_constant(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """X / c = x · (1/c), x − c = x + (−c)."""
+    del shapes
+    constant = node.inputs[1]
+    if not isinstance(constant, gs.Constant) or np.dtype(constant.dtype) != np.float32:
+        return None
+    if isinstance(node.inputs[0], gs.Constant):
+        return None
+    value = np.asarray(constant.values)
+    if node.op == "Sub":
+        return [surgery.node("Add", "plus", [node.inputs[0], surgery.constant("minus", -value)])]
+    if not np.all(np.abs(value) > 1e-30):
+        return None
+    return [surgery.node("Mul", "times", [node.inputs[0], surgery.constant("inverse", 1 / value)])]
 
 
 RULES: dict[str, Rule] = {
     "ReduceMean": _spatial_mean,
     "BatchNormalization": _scale_and_shift,
+    "Div": _by_constant,
+    "Sub": _by_constant,
+    "Pad": _pad_of_conv,
     "HardSwish": _hard_swish,
     "HardSigmoid": _hard_sigmoid,
 }

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.int8 import gptq, ranges
+from onnx_compress.numerics import rounding
+from onnx_compress.passes.int8 import ranges
 from onnx_compress.passes.int8.emit import emit
 from onnx_compress.passes.int8.placement import FIXED, Placement, place, scaled_groups, sources
 from onnx_compress.passes.int8.weights import (
@@ -51,7 +52,7 @@ class Choices:
     signed: bool = False
     rounding: str = "gptq"
     bias_correction: bool = True
-    limit: int = 127  # the largest weight code
+    bits: int = 8  # of a weight: 7 where products may saturate
 
 
 @dataclass
@@ -156,7 +157,7 @@ class Quantizer:
         scale = weight_scale(
             weight,
             axis,
-            limit=self.choices.limit,
+            limit=2 ** (self.choices.bits - 1) - 1,
             per_channel=self.choices.per_channel,
             bias=bias,
             source=source.scale,
@@ -165,11 +166,13 @@ class Quantizer:
         if known is not None and np.array_equal(known[1], scale):
             codes = known[0]
         else:
-            codes = nearest(weight, scale, axis, self.choices.limit)
+            codes = nearest(weight, scale, axis, 2 ** (self.choices.bits - 1) - 1)
         made = LayerWeight(codes, scale, axis, bias)
         mean = self.means.get(name)
         if self.choices.bias_correction and mean is not None:
             made.bias = _corrected(node, weight, made, mean)
+            if node.op == "MatMul":
+                made.bias, made.shift = None, made.bias
         return made
 
     def _round(self) -> None:
@@ -205,7 +208,7 @@ class Quantizer:
         scale = weight_scale(
             weight,
             axis,
-            limit=self.choices.limit,
+            limit=2 ** (self.choices.bits - 1) - 1,
             per_channel=self.choices.per_channel,
             bias=bias,
             source=source.scale,
@@ -215,8 +218,8 @@ class Quantizer:
         codes = np.empty(rows.shape, np.int8)
         for where, grams in stat.blocks():
             for group in range(len(rows)):
-                codes[group][:, where] = gptq.gptq(
-                    rows[group][:, where], grams[group], steps[group].astype(np.float64), self.choices.limit
+                codes[group][:, where] = _compensated(
+                    rows[group][:, where], grams[group], steps[group].astype(np.float64), self.choices.bits
                 )
         kernel = weight.shape[2:] if node.op == "Conv" else ()
         self.rounded[name] = (weight_from_rows(node, codes, kernel), scale, stat.mean)
@@ -245,3 +248,15 @@ def _corrected(node: gs.Node, weight: Array, made: LayerWeight, mean: Array) -> 
     )
     corrected: Array = -drift if made.bias is None else made.bias - drift
     return corrected
+
+
+def _compensated(rows: Array, gram: Array, scale: Array, bits: int) -> Array:
+    """GPTQ codes, but for rows (of N) where the nearest codes have the smaller E|(w − Q)ᵀ x|²."""
+    near = rounding.nearest(rows, scale, bits)
+    if not np.trace(gram) > 0:
+        return near
+    found = rounding.gptq(rows, gram, scale, bits, act_order=True)
+    errors = [rows - codes * scale[:, np.newaxis] for codes in (found, near)]
+    first, second = (np.einsum("nk,nk->n", error @ gram, error) for error in errors)
+    better: Array = np.where((first < second)[:, np.newaxis], found, near)
+    return better

@@ -19,13 +19,14 @@ class LayerWeight:
     """A layer's weight as it is stored.
 
     values: int8, in the shape of the float weight; scale: float32, one for each index of `axis`, or a scalar;
-    bias: float64 (channels,), or None.
+    bias: float64 (channels,), or None; shift: what a MatMul, which has no bias, wants added to its output.
     """
 
     values: Array
     scale: Array
     axis: int
     bias: Array | None
+    shift: Array | None = None
 
     def real(self) -> Array:
         """The weight that the integers stand for."""
