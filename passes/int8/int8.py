@@ -12,7 +12,7 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.fallback import hold
 from onnx_compress.passes.int8.lower import lower
 from onnx_compress.passes.int8.opset import raised
-from onnx_compress.passes.int8.placement import FLOAT_ONLY, LAYERS, weight_of
+from onnx_compress.passes.int8.placement import FLOAT_ONLY, LAYERS, place, weight_of
 from onnx_compress.passes.int8.quantizer import Choices, Quantizer
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
@@ -21,9 +21,10 @@ from onnx_compress.runtime.machine import products_saturate
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
     from onnx_compress.passes.int8.placement import Placement
     from onnx_compress.runtime.data import Data
     from onnx_compress.runtime.decision import Decision
@@ -105,6 +106,14 @@ class Int8:
             [decision],
             warnings,
         )
+
+    def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
+        """Every layer that could run in int8, and why the others stay in float."""
+        if is_quantized(model):
+            return Result(model, skips=[Skip("*", "the model is quantized already")])
+        placement = place(Surgery(lower(model, shapes)).graph, {})
+        changes = [Change(name, "quantize", "float32", "int8") for name in placement.layers]
+        return Result(model, changes, [*_left(placement), *_in_bodies(model)])
 
     def preview(self, job: Job) -> Model:
         """`job.model` as this pass would leave it, quickly: for clock decisions of earlier passes."""
