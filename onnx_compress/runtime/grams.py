@@ -27,7 +27,12 @@ ROWS = (
     2048,
     8192,
 )  # but not fewer columns, or adding the product up costs more than it; nor more, for float32's sake
+COLUMNS = (
+    20,
+    256,
+)  # times K: at least, if there are as many, and at most, since a fit is off by K/n of its error
 _NARROW = 16  # a block below this many inputs tells no more than the diagonal
+_MANY = 64  # inputs of a group up to which all groups are multiplied in one call
 
 
 @dataclass(frozen=True)
@@ -109,18 +114,23 @@ class Sums:
 def _add_products(split: Array, block: Array) -> None:
     """Adds Σ x xᵀ, for columns (columns, taps, groups, channels), to block (groups, K, K)."""
     columns, taps, group, channels = split.shape
-    if channels * taps <= _NARROW:
-        batch = np.ascontiguousarray(split.transpose(2, 1, 3, 0)).reshape(group, taps * channels, columns)
-        block += np.matmul(batch, batch.swapaxes(1, 2))
+    if group > 1 and channels * taps <= _MANY:
+        x = np.ascontiguousarray(split.transpose(2, 1, 3, 0)).reshape(group, taps * channels, columns)
+        block += _products(x.swapaxes(1, 2))
         return
     for index in range(group):
         x = np.ascontiguousarray(split[:, :, index]).reshape(columns, -1)
-        with np.errstate(over="ignore", invalid="ignore"):
-            product = x.T @ x  # numpy sees that both are one array and computes one triangle only
-        if not np.isfinite(np.diagonal(product)).all():  # > 1e20 is a float32, its square is none
-            x = x.astype(np.float64)
-            product = x.T @ x
-        block[index] += product
+        block[index] += _products(x)
+
+
+def _products(x: Array) -> Array:
+    """xᵀ x of one matrix or of many; numpy sees that both are one array and computes one triangle only."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        product: Array = np.matmul(x.swapaxes(-1, -2), x)
+    if np.isfinite(np.diagonal(product, axis1=-2, axis2=-1)).all():
+        return product
+    wide = x.astype(np.float64)  # > 1e20 is a float32, its square is none
+    return np.matmul(wide.swapaxes(-1, -2), wide)
 
 
 def _finished(block: Array, taps: int) -> Array:
@@ -204,8 +214,8 @@ class LayerSums:
         inputs = self.sums.plan.inputs
         wanted = total
         if self.cap is not None and len(view) == samples:
-            enough = math.ceil(20 * inputs / self.samples) if self.samples else 0
-            wanted = min(total, max(self.cap, enough))
+            least, most = (math.ceil(share * inputs / (self.samples or 1)) for share in COLUMNS)
+            wanted = min(total, max(min(self.cap, most), least) if self.samples else self.cap)
         self.sums.used, self.sums.available = max(self.sums.used, wanted), max(self.sums.available, total)
         position = choose(total, wanted, first, len(view)).ravel()
         sample = np.repeat(np.arange(len(view)), wanted)

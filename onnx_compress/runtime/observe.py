@@ -83,8 +83,8 @@ def observe(
     budget: bytes of sums held at once: where they are more, the data is swept again. A Gram matrix wider than 8,192 or
     than the budget becomes block-diagonal or diagonal, and says so.
     batch: samples in one run at most; fewer where the observed tensors are large. No answer depends on it.
-    positions: output positions of each sample that a Gram matrix takes (None: all); more where samples · positions
-    would be under 20 K columns and the layer has more.
+    positions: output positions of each sample that a Gram matrix takes (None: all), evenly spread; where `data` says how
+    many samples it has, more for fewer than 20 K columns in all, and fewer for more than 256 K.
     Raises InputError where a tensor is not there to be observed, ValueError where a target does not fit its layer.
     """
     found = Observed()
