@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers; at run time _PLACES says where
-    from onnx_compress.inspect import inspect as inspect  # noqa: TC004
-    from onnx_compress.pipeline import Compressed as Compressed  # noqa: TC004
-    from onnx_compress.pipeline import compare as verify  # noqa: TC004
-    from onnx_compress.pipeline import compress as compress  # noqa: TC004
+    from onnx_compress.inspect import inspect as inspect
+    from onnx_compress.pipeline import Compressed as Compressed
+    from onnx_compress.pipeline import compare as verify
+    from onnx_compress.pipeline import compress as compress
 
     __version__: str
 

@@ -71,7 +71,7 @@ def compress(
     passes: Any,
     *,
     data: Any = None,
-    eval: Any = None,  # noqa: A002 - the word of the command
+    eval: Any = None,
     preprocess: str | None = None,
     metric: str = "top1",
     max_drop: float | None = None,
@@ -199,7 +199,7 @@ class _Proof:
     data: Data | None = None
 
 
-def _prove(  # noqa: PLR0917 - what run has at hand
+def _prove(
     before: Model, after: Model, words: Words, inputs: Inputs, request: Request, progress: Progress
 ) -> _Proof:
     """Agreement and metric on --eval, which no pass has seen, else on --data, else on random inputs; and latency."""
@@ -222,7 +222,7 @@ def _prove(  # noqa: PLR0917 - what run has at hand
     return _Proof(verification, data)
 
 
-def _finish(  # noqa: PLR0917 - what run has at hand
+def _finish(
     request: Request,
     words: Words,
     stages: Stages,
@@ -281,17 +281,19 @@ def _blame(missed: Threshold, stages: Stages, words: Words, proof: _Proof, reque
         return f"; {passes[0][0]} did it" if passes else ""
     original, data = stages.models[0][1], proof.data
     assert data is not None
-    scores = []
-    for name, model in stages.models[1:]:
+    feeds = first_feeds(original, request.input_shapes, data, request.seed, request.batch)
+
+    def score(model: Model) -> float:
         if missed.name == "min_speedup":
-            feeds = first_feeds(original, request.input_shapes, data, request.seed, request.batch)
-            scores.append((name, -words.clock.measure(model, feeds).median_ms))
-            continue
-        score = words.score if missed.name == "max_drop" else None
-        found = compare_models(original, model, data, score=score, threads=words.clock.threads)
-        scores.append(
-            (name, found.metric.after if found.metric else found.thresholds(request.limits)[-1].value)
-        )
+            return -words.clock.measure(model, feeds).median_ms
+        wanted = words.score if missed.name == "max_drop" else None
+        found = compare_models(original, model, data, score=wanted, threads=words.clock.threads)
+        if found.metric is not None:
+            return found.metric.after
+        # > not decibels, in which the first small error costs more than a large one after it
+        return -(10 ** (-found.worst_sqnr / 10))
+
+    scores = [(name, score(model)) for name, model in stages.models[1:]]
     return f"; {costliest(scores)} cost most"
 
 
@@ -313,7 +315,7 @@ def compare(
     after: Any,
     *,
     data: Any = None,
-    eval: Any = None,  # noqa: A002 - the word of the command
+    eval: Any = None,
     preprocess: str | None = None,
     metric: str = "top1",
     max_drop: float | None = None,

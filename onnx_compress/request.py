@@ -97,7 +97,7 @@ def check_limits(request: Request) -> None:
     if request.min_sqnr is not None and request.data is None and request.eval is None:
         raise UsageError("--min-sqnr needs --data: agreement on random inputs proves nothing")
     for name, value in vars(request.limits).items():
-        if value is not None and value != value:  # noqa: PLR0124 - NaN
+        if value is not None and value != value:
             raise UsageError(f"--{name.replace('_', '-')} is no number")
 
 

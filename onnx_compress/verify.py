@@ -95,6 +95,16 @@ class Verification:
     metric: Metric | None = None
     latency: Latency | None = None
 
+    @property
+    def worst_sqnr(self) -> float:
+        """That of the worst float output; without float outputs the limit up or down, as all are equal or not."""
+        if not self.agreement:
+            return math.nan
+        found = [row.sqnr_db for row in self.agreement if row.sqnr_db is not None]
+        return (
+            min(found) if found else LIMIT_DB if all(row.argmax == 1 for row in self.agreement) else -LIMIT_DB
+        )
+
     def thresholds(self, limits: Limits) -> list[Threshold]:
         """Each of the user's limits, met or missed. What could not be measured is missed."""
         found = []
@@ -103,9 +113,7 @@ class Verification:
             # 1e-9: 0.9 - 0.89 is a little more than 0.01
             found.append(Threshold("max_drop", limits.max_drop, drop, drop <= limits.max_drop + 1e-9))
         if limits.min_sqnr is not None:
-            worst = min((a.sqnr_db for a in self.agreement if a.sqnr_db is not None), default=math.nan)
-            if math.isnan(worst) and self.agreement:  # no float outputs: they are equal or they are not
-                worst = LIMIT_DB if all(a.argmax == 1 for a in self.agreement) else -LIMIT_DB
+            worst = self.worst_sqnr
             found.append(Threshold("min_sqnr", limits.min_sqnr, worst, worst >= limits.min_sqnr))
         if limits.min_speedup is not None:
             speedup = self.latency.ratio.median if self.latency else math.nan
@@ -143,7 +151,7 @@ def _latency(before: Model, after: Model, feeds: Mapping[str, Array], clock: Clo
     return Latency(clock.threads, batch, clock.compare(before, after, feeds, runs=runs))
 
 
-def _sweep(  # noqa: PLR0917 - what verify was given
+def _sweep(
     before: Model,
     after: Model,
     data: Data,

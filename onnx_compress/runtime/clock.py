@@ -117,7 +117,7 @@ class Clock:
         with _quiet():
             return _times([runner.sample()[0] for _ in range(runs)])
 
-    def decide(  # noqa: PLR0917 - the interface passes call
+    def decide(
         self,
         node: str,
         what: Literal["keep", "round_to", "time"],
@@ -275,7 +275,7 @@ class _Runner:
         return [end - start for start, end in itertools.pairwise(times)]
 
 
-class _quiet:  # noqa: N801 - reads as a statement
+class _quiet:
     """No garbage collection while the block runs."""
 
     def __enter__(self) -> None:
