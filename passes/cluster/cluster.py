@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BITS = 5
 TOLERANCE = 0.02  # relative output error on held-out data
-WEIGHT_TOLERANCE = 1e-3  # relative error of a weight, where there is no data to measure outputs on
+WEIGHT_TOLERANCE = 1e-4  # relative error of a weight, where there is no data to measure outputs on
 OPSET = 7  # before it, Add does not broadcast by itself
 
 
@@ -62,8 +62,8 @@ class Cluster:
             return Result(job.model, skips=study.skips)
         data = None if job.data is None or job.data.random else job.data
         fit, held = data.split(seed=job.seed) if data is not None else (None, None)
-        if fit is not None and self.weighting == "gram":
-            study.weigh(fit)
+        if fit is not None:
+            study.look(fit, weigh=self.weighting == "gram")
         clusters, skips = self._clusters(study, job, held)
         return _result(study, clusters, [*study.skips, *skips])
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 EXACT = 1 << 17  # distinct values up to which each is a point of its own; above, they share 2^16 bins
-BINS = 8  # for each centre, where the optimum is sought
+BINS, MOST_BINS = 8, 768  # for each centre, and in all, where the optimum is sought
 ROUNDS = 200
 
 
@@ -62,13 +62,13 @@ def kmeans(points: Array, mass: Array, clusters: int, *, zero: bool = False) -> 
 
     points: sorted, distinct, float64, more than `clusters`; mass: > 0. zero: one centre is 0.
     Cells of sorted points are ranges, so dynamic programming over range ends finds the optimum (Wang & Song 2011,
-    doi:10.32614/RJ-2011-015), here of up to 1,024 bins of neighbours; Lloyd's iteration (1982, doi:10.1109/TIT.1982.1056489)
+    doi:10.32614/RJ-2011-015), here of up to 768 bins of neighbours; Lloyd's iteration (1982, doi:10.1109/TIT.1982.1056489)
     takes it to the points themselves.
     """
     shift = 0.0 if zero else float(points.mean())  # > sums of squares far from zero would cancel
     x = points - shift
     sums = _prefix_sums(x, mass)
-    centres = _optimum(*_bins(x, mass, min(max(BINS * clusters, 64), 1024)), clusters)
+    centres = _optimum(*_bins(x, mass, min(max(BINS * clusters, 64), MOST_BINS)), clusters)
     for _ in range(ROUNDS):
         if zero:
             centres[np.abs(centres).argmin()] = 0.0

@@ -9,6 +9,7 @@ import numpy as np
 from onnx_compress.model.codebook import Codebook
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.cluster.bias import correct_bias
 from onnx_compress.passes.cluster.kmeans import assign, codebook
 from onnx_compress.passes.cluster.weights import OVERHEAD, find_weights, replace_dense, replace_stored
 from onnx_compress.runtime.layers import layer_input, weight_from_rows, weight_rows
@@ -44,18 +45,24 @@ class Study:
         self.surgery = Surgery(model)
         self.weights, self.skips = find_weights(self.surgery, exclude)
         self.masses: dict[int, Array] = {}
+        self.means: dict[tuple[int, int], Array] = {}
         self._books: dict[tuple[int, int], Codebook] = {}
 
-    def weigh(self, data: Data) -> None:
-        """Gives each weight element the mean square of the input it multiplies, the diagonal of the layer's Gram matrix.
+    def look(self, data: Data, *, weigh: bool) -> None:
+        """Learns the mean of each layer's input channels, to correct biases by.
 
-        (At the borders of padded pictures the true diagonal is smaller; the channel's mean stands for all taps.)
+        weigh: and gives each weight element the mean square of the input it multiplies, the diagonal of the layer's Gram
+        matrix. (At the borders of padded pictures the true one is smaller; the channel's mean stands for all taps.)
         """
         layers = self._layers()
         requests = {Moments(tensor, axis) for *_, tensor, axis in layers}
         found = observe(self.model, data, requests)
-        for number, node, tensor, axis in layers:
+        for number, user, tensor, axis in layers:
             stat = found[Moments(tensor, axis)]
+            self.means[number, user] = stat.mean
+            if not weigh:
+                continue
+            node = self.weights[number].users[user][0]
             energy = stat.var + stat.mean**2
             if energy.sum() > 0:
                 weight = self.weights[number].values
@@ -83,6 +90,7 @@ class Study:
         weights, _ = find_weights(surgery, self.exclude)
         for number, (weight, count) in enumerate(zip(weights, clusters, strict=True)):
             if count is not None:
+                self._correct(surgery, weight, number, count)
                 replace_dense(surgery, weight, self.book(number, count).dense())
         return surgery.commit()
 
@@ -94,8 +102,16 @@ class Study:
         for number in reversed(range(len(weights))):
             count = clusters[number]
             if count is not None:
+                self._correct(surgery, weights[number], number, count)
                 replace_stored(surgery, weights[number], self.book(number, count))
         return surgery.commit()
+
+    def _correct(self, surgery: Surgery, weight: Weight, number: int, clusters: int) -> None:
+        """The biases of the layers that read the weight; before it is replaced."""
+        change = self.book(number, clusters).dense() - weight.values
+        for user, (node, _) in enumerate(weight.users):
+            if (number, user) in self.means:
+                correct_bias(surgery, node, change, self.means[number, user])
 
     def _make(self, number: int, clusters: int) -> Codebook:
         weight = self.weights[number]
@@ -118,18 +134,18 @@ class Study:
         indices = np.stack([assign(row, book) for row, book in zip(rows, books, strict=True)])
         return Codebook(np.stack(books), np.ascontiguousarray(np.moveaxis(indices, 0, axis)), axis)
 
-    def _layers(self) -> list[tuple[int, gs.Node, str, int]]:
-        """(weight, node, tensor it multiplies, axis of that tensor) of the layers in the main graph."""
+    def _layers(self) -> list[tuple[int, int, str, int]]:
+        """(weight, which of its users, tensor it multiplies, axis of that tensor) of the layers in the main graph."""
         shapes = infer(self.model)
         main = {id(node) for node in self.surgery.graph.nodes}
         found = []
         for number, weight in enumerate(self.weights):
             if weight.book is not None:
                 continue
-            for node, _ in weight.users:
+            for user, (node, _) in enumerate(weight.users):
                 layer = layer_input(node, shapes) if id(node) in main else "in a body"
                 if not isinstance(layer, str):
-                    found.append((number, node, layer.tensor, layer.channel_axis))
+                    found.append((number, user, layer.tensor, layer.channel_axis))
         return found
 
 
