@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
@@ -44,17 +45,24 @@ class Target:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def publish(self) -> None:
-        """Renames what was staged to its place, external data first, the model last."""
+        """Renames what was staged to its place, external data first, the model last.
+
+        Raises LimitError where that fails; then the place is what it was.
+        """
+        moved = []
         try:
             if self.place.exists():
                 self.staged.chmod(stat.S_IMODE(self.place.stat().st_mode))
-            for data in self.folder.iterdir():
-                if data != self.staged and not (self.place.parent / data.name).exists():
-                    data.rename(self.place.parent / data.name)
+            for data in self.folder.glob(f"{_literal(self.place.name)}.*.data"):
+                goal = self.place.parent / data.name
+                if not goal.exists():
+                    moved.append(data.rename(goal))
             self.staged.replace(self.place)
-            _sync(self.place.parent)
         except OSError as error:
+            for data in moved:
+                data.unlink(missing_ok=True)
             raise LimitError(f"{self.place}: cannot be written: {error.strerror}") from error
+        _sync(self.place.parent)
 
 
 def check_place(out: str, inputs: Iterable[str | None] = ()) -> Path:
@@ -107,11 +115,13 @@ def _umask() -> int:
 
 
 def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """So that the rename survives a power cut; a file system that cannot is no reason to fail."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _literal(name: str) -> str:

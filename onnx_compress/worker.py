@@ -99,9 +99,12 @@ def _classified(error: BaseException, memory: int | None, stage: str) -> Compres
             str(error)
         )  # > not the error itself: another package's class may not pickle
         return told
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.strerror:
         where = f" ({error.filename})" if error.filename else ""
-        return LimitError(f"the disk is full{where}; nothing was written; make room, or set TMPDIR elsewhere")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        what = "the disk is full" if full else f"the system refused in {stage!r}: {error.strerror}"
+        advice = "; make room, or set TMPDIR elsewhere" if full else ""
+        return LimitError(f"{what}{where}; nothing was written{advice}")
     kind_words = type(error).__name__
     return LimitError(
         f"a bug in onnx-compress or a pass: {kind_words} in {stage!r}: {words}; nothing was written; -v tells where"

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_compress import cli
+from onnx_compress import cli, supervise
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -79,6 +79,7 @@ def nan_rows() -> Any:
     return rows
 
 
+LITTLE_ROOM = "import resource, signal; signal.signal(25, 1); resource.setrlimit(1, (1000, 1000)); "
 WHOLE = proto().SerializeToString()
 RUN = "m.onnx out.onnx --passes int8 --data "
 CASES: dict[str, tuple[int, str, Callable[[], object] | None, str]] = {
@@ -170,6 +171,34 @@ def test_command_runs_end_to_end(folder: Path, capfd: pytest.CaptureFixture[str]
     assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx", "out.onnx", "r.md"]
     onnx.checker.check_model("out.onnx")
     assert Path("m.onnx").read_bytes() == WHOLE
+
+
+def test_external_data_moves_with_the_model(folder: Path) -> None:
+    """Out of one folder into another, and then onto itself."""
+    size_threshold = 16
+    onnx.save(proto(), "e.onnx", save_as_external_data=True, location="e.bin", size_threshold=size_threshold)
+    (folder / "to").mkdir()
+    for words in ("e.onnx to/out.onnx", "to/out.onnx to/out.onnx"):
+        assert cli.main([*words.split(), "--passes", "none", "-q"]) == 0
+        copy = onnx.load("to/out.onnx")
+        assert [t.raw_data for t in copy.graph.initializer] == [t.raw_data for t in proto().graph.initializer]
+    left = sorted(path.name for path in (folder / "to").iterdir())
+    assert left == ["out.onnx", "out.onnx.0.data", "out.onnx.1.data"]
+
+
+def test_full_disk_is_one_line_and_leaves_the_old_file(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No file may grow beyond 1 kB: writing fails with an error of the system, in the child, at the end."""
+    (folder / "out.onnx").write_bytes(b"old")
+    monkeypatch.setattr(supervise, "_START", LITTLE_ROOM + supervise._START)
+    assert cli.main(["m.onnx", "out.onnx", "--passes", "none"]) == 4
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("onnx-compress: the disk is full")
+    assert err.count("\n") == 1
+    assert (folder / "out.onnx").read_bytes() == b"old"
+    assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx", "out.onnx"]
 
 
 def test_two_models_compare(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:

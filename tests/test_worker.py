@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -69,6 +71,9 @@ def full(progress):
     with open("/dev/full", "w") as file:
         file.write("x")
 
+def refused(progress):
+    raise PermissionError(13, "Permission denied", "/place")
+
 def mapped(path, progress):
     import mmap
     with open(path, "rb") as file:
@@ -129,6 +134,7 @@ def test_users_error_crosses_with_its_exit_code() -> None:
         ("killed", "the worker process was killed in 'starting', most likely for lack of memory"),
         ("leaves", "native code ended with code 7"),
         ("full", "the disk is full"),
+        ("refused", "the system refused in 'starting': Permission denied (/place)"),
         ("absent", "a bug in onnx-compress or a pass: AttributeError"),
     ],
 )
@@ -182,6 +188,25 @@ def test_signal_ends_the_run_with_130(number: int) -> None:
     timer.join()
     assert caught.value.exit_code == 130
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
+def test_killed_parent_leaves_no_child(tmp_path: Path) -> None:
+    """Not even SIGKILL, which nobody can catch."""
+    code = (
+        f"import sys, tempfile; sys.path.append({str(tmp_path / 'jobs')!r}); tempfile.tempdir = {str(tmp_path)!r};"
+        "from onnx_compress.supervise import call;"
+        "call('fake_jobs:hang', {}, progress=lambda done, total, what: print(done, flush=True))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "0\n"
+        grandchild = int(parent.stdout.readline())
+        child = int(Path(f"/proc/{grandchild}/stat").read_text().split()[3])
+        parent.kill()
+    assert ended(child)
+    os.kill(grandchild, signal.SIGKILL)
 
 
 def test_call_works_in_a_thread() -> None:
