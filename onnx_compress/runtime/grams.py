@@ -115,8 +115,8 @@ def _add_products(split: Array, block: Array) -> None:
     """Adds Σ x xᵀ, for columns (columns, taps, groups, channels), to block (groups, K, K)."""
     columns, taps, group, channels = split.shape
     if group > 1 and channels * taps <= _MANY:
-        x = np.ascontiguousarray(split.transpose(2, 1, 3, 0)).reshape(group, taps * channels, columns)
-        block += _products(x.swapaxes(1, 2))
+        many = np.ascontiguousarray(split.transpose(2, 1, 3, 0)).reshape(group, taps * channels, columns)
+        block += _products(many.swapaxes(1, 2))
         return
     for index in range(group):
         x = np.ascontiguousarray(split[:, :, index]).reshape(columns, -1)

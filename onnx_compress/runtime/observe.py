@@ -96,11 +96,12 @@ def observe(
     feeds = next(iter(data.batches(1)), None)
     if feeds is None:
         raise InputError("there are no samples to observe the model on")
-    own, other = _Runner(model, reference, wanted, threads)(feeds)
+    everything = _Runner(model, reference, wanted, threads)
+    own, other = everything(feeds)
     looked = _samples(feeds)
     with _workers(threads) as pool:
         for part in _sweeps(_jobs(wanted), own, other, budget):
-            runner = _Runner(model, reference, part, threads)
+            runner = everything if len(part) == len(wanted) else _Runner(model, reference, part, threads)
             sweep = _Sweep(part, own, budget, positions, getattr(data, "samples", None))
             live = [own[name].nbytes for name in runner.own] + [other[name].nbytes for name in runner.other]
             size = max(1, min(batch, LIVE * looked // max(sum(live), 1)))
