@@ -38,12 +38,19 @@ class Session:
     """`model` loaded by onnxruntime on the CPU.
 
     threads: intra-op threads; optimize: all of onnxruntime's graph optimisations, or none of them;
-    outputs: names of tensors to return beside the graph's outputs.
+    outputs: names of tensors to return beside the graph's outputs, or, with `trimmed`, in their place: what only the
+    graph's outputs need is then not computed.
     Raises InputError, with onnxruntime's reason, where it does not load.
     """
 
     def __init__(
-        self, model: Model, *, threads: int = 0, optimize: bool = True, outputs: Sequence[str] = ()
+        self,
+        model: Model,
+        *,
+        threads: int = 0,
+        optimize: bool = True,
+        outputs: Sequence[str] = (),
+        trimmed: bool = False,
     ) -> None:
         import onnxruntime as ort
 
@@ -56,7 +63,7 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         # > spinning threads of one session slow every other session of the process down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = _open(_with_outputs(model, outputs), options)
+        self._session = _open(_with_outputs(model, outputs, trimmed=trimmed), options)
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.inputs = [value.name for value in self._session.get_inputs()]
 
@@ -104,13 +111,18 @@ def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     return str(dim.dim_param) or None
 
 
-def _with_outputs(model: Model, outputs: Iterable[str]) -> Model:
-    """The model with these tensors among its outputs; onnxruntime infers their types."""
+def _with_outputs(model: Model, outputs: Iterable[str], *, trimmed: bool) -> Model:
+    """The model with these tensors among its outputs, or as its only ones; onnxruntime infers their types."""
+    names = list(dict.fromkeys(outputs))
     present = {value.name for value in model.proto.graph.output}
-    wanted = [name for name in dict.fromkeys(outputs) if name not in present]
-    if not wanted:
+    wanted = [name for name in names if name not in present]
+    if not wanted and not (trimmed and names):
         return model
     copy = model.copy()
+    if trimmed and names:
+        keep = [value for value in copy.proto.graph.output if value.name in names]
+        del copy.proto.graph.output[:]
+        copy.proto.graph.output.extend(keep)
     copy.proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
     return copy
 
