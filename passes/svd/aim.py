@@ -6,6 +6,7 @@ layer's output is added to a shortcut, the target is the original's sum less tod
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.passes.svd.layers import Layer
-    from onnx_compress.runtime.requests import CrossStat, GramStat
+    from onnx_compress.runtime.requests import GramStat
 
     Array = NDArray[Any]
     Shape = tuple[int | str | None, ...]
@@ -33,10 +34,14 @@ RIDGE = 1e-2  # of the same: how strongly the target weight is held to the prese
 
 @dataclass(frozen=True)
 class Target:
-    """What a layer's output should be: tensor `tensor` of the original, less tensor `minus` of the present model."""
+    """What a layer's output should be: tensor `tensor` of the original, less tensor `minus` of the present model.
+
+    clamp: the range that the tensor is clipped to next, if it is used for nothing else.
+    """
 
     tensor: str
     minus: str | None = None
+    clamp: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,23 +68,9 @@ def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
     return Problem(layer.weight, centred(stat), stat.mean, mean_y)
 
 
-def aimed_problem(layer: Layer, stat: CrossStat) -> Problem:
-    """To give the target of `stat`, starting from the layer's present weight."""
-    cross = np.swapaxes(stat.cross, 1, 2)  # (groups, N / groups, K)
-    mean_y = stat.mean_y - layer.bias.reshape(stat.mean_y.shape)
-    grams = stat.gram
-    if layer.shifts:
-        grams = centred(stat)
-        cross = cross - stat.mean_y[:, :, None] * stat.mean[:, None, :]
-    weights = [
-        weight + np.linalg.solve(damped(gram, RIDGE), (aim - weight @ gram).T).T
-        for weight, gram, aim in zip(layer.weight, grams, cross, strict=True)
-    ]
-    means = (stat.mean, mean_y) if layer.shifts else (None, None)
-    return Problem(np.stack(weights), grams, *means)
-
-
-def solve(problem: Problem, layer: Layer, method: str, rank: int, start: Factors | None = None) -> Factors:
+def solve(
+    problem: Problem, layer: Layer, method: str, rank: int, start: Factors | None = None, sweeps: int = 4
+) -> Factors:
     """The factors of `rank` that lose least; start: factors of the same form to begin from."""
     grams: list[Array | None] = [None] * layer.groups
     if problem.grams is not None:
@@ -91,9 +82,13 @@ def solve(problem: Problem, layer: Layer, method: str, rank: int, start: Factors
         ]
         first, second = (np.stack(side) for side in zip(*pairs, strict=True))
         factors = Factors("svd", first, second)
+    elif method == "dense":
+        factors = Factors("dense", np.zeros(0), problem.weight)
     else:
         filters = problem.weight[0].reshape(layer.filters().shape)
-        first, second = spatial_factors(filters, grams[0], rank, start=None if start is None else start.first)
+        first, second = spatial_factors(
+            filters, grams[0], rank, start=None if start is None else start.first, sweeps=sweeps
+        )
         factors = Factors("spatial", *_balanced_spatial(first, second, grams[0]))
     if problem.mean_x is None or problem.mean_y is None:
         return factors
@@ -159,5 +154,23 @@ def target_of(
             and present.get(other.name) == present.get(output.name) == present.get(total)
             and written.get(other.name, -1) < written[output.name]
         ):
-            return Target(total, other.name)
-    return Target(output.name) if known(output.name) else None
+            return Target(total, other.name, clamp_after(users[0]))
+    return Target(output.name, None, clamp_after(node)) if known(output.name) else None
+
+
+def clamp_after(node: gs.Node) -> tuple[float, float] | None:
+    """The range to which a Relu or Clip, the only user of the node's output, clips it."""
+    users = node.outputs[0].outputs
+    if len(users) != 1:
+        return None
+    if users[0].op == "Relu":
+        return 0.0, math.inf
+    if users[0].op != "Clip":
+        return None
+    bounds = [users[0].attrs.get("min", -math.inf), users[0].attrs.get("max", math.inf)]
+    for place, tensor in enumerate(users[0].inputs[1:3]):
+        if tensor.name and not isinstance(tensor, gs.Constant):
+            return None
+        if tensor.name:
+            bounds[place] = float(tensor.values)
+    return float(bounds[0]), float(bounds[1])

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-Method = Literal["svd", "spatial"]
+Method = Literal["svd", "spatial", "dense"]
 
 
 @dataclass(frozen=True)
 class Factors:
-    """Two weights for one.
+    """Two weights for one, or ("dense") another weight of the same shape.
 
-    svd: first (groups, r, K) and second (groups, N / groups, r); spatial: first (r, C, kh) and second (N, r, kw).
+    svd: first (groups, r, K) and second (groups, N / groups, r); spatial: first (r, C, kh) and second (N, r, kw);
+    dense: second is the weight (groups, N / groups, K), and first is empty.
     shift: what is added to the layer's bias (N,), or None.
     """
 
@@ -45,10 +46,13 @@ class Factors:
 
     @property
     def params(self) -> int:
+        """Weights they hold."""
         return int(self.first.size + self.second.size)
 
     def product(self) -> Array:
         """The weight they stand for, (groups, N / groups, K)."""
+        if self.method == "dense":
+            return self.second
         if self.method == "svd":
             return np.matmul(self.second, self.first)
         return spatial_product(self.first, self.second).reshape(1, len(self.second), -1)
@@ -59,7 +63,7 @@ def factored_macs(layer: Layer, method: str, rank: int) -> int:
     groups, n, k = layer.weight.shape
     if method == "svd":
         return layer.positions * groups * rank * (n + k)
-    kh, kw = layer.kernel
+    kw = layer.kernel[1]
     return layer.between * rank * (k // kw) + layer.positions * rank * n * kw
 
 
@@ -87,6 +91,9 @@ def replace_node(surgery: Surgery, node: gs.Node, factors: Factors) -> None:
     kind = weight.values.dtype
     if factors.shift is not None:
         _shift_bias(surgery, node, factors.shift.astype(kind))
+    if factors.method == "dense":
+        _put_weight(surgery, node, factors.second, kind)
+        return
     make = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}[node.op]
     first, second = make(surgery, node, factors, kind)
     surgery.replace(surgery.graph, node, [first, second])
@@ -162,6 +169,19 @@ def _pair(
     extra = list(node.inputs[2:])
     inputs = [twos, middle] if left else [middle, twos, *extra]
     return first, surgery.node(op, f"{name}_second", inputs, **attrs[1])
+
+
+def _put_weight(surgery: Surgery, node: gs.Node, rows: Array, kind: np.dtype[Any]) -> None:
+    """The weight of `node` becomes `rows` (groups, N / groups, K)."""
+    weight = weight_of(node)
+    assert weight is not None
+    node.attrs.pop("alpha", None)
+    if node.op == "Conv":
+        value = rows.reshape(weight.values.shape)
+    else:
+        value = rows[0] if is_left(node) or node.attrs.get("transB", 0) else rows[0].T
+    place = next(i for i, tensor in enumerate(node.inputs) if tensor is weight)
+    node.inputs[place] = surgery.constant(f"{weight.name}_refitted", np.ascontiguousarray(value.astype(kind)))
 
 
 def _shift_bias(surgery: Surgery, node: gs.Node, shift: Array) -> None:

@@ -50,18 +50,17 @@ class Layer:
 
     @property
     def groups(self) -> int:
+        """Of a grouped Conv; one of any other layer."""
         return len(self.weight)
 
     @property
-    def outputs(self) -> int:
-        return self.groups * self.weight.shape[1]
-
-    @property
     def params(self) -> int:
+        """Entries of the weight."""
         return int(self.weight.size)
 
     @property
     def macs(self) -> int:
+        """Multiply-adds of one sample."""
         return self.positions * self.params
 
     @property
@@ -76,7 +75,8 @@ class Layer:
 
     def filters(self) -> Array:
         """The weight of an ungrouped 2-D Conv as (N, C, kh, kw)."""
-        return self.weight[0].reshape(self.weight.shape[1], -1, *self.kernel)
+        filters: Array = self.weight[0].reshape(self.weight.shape[1], -1, *self.kernel)
+        return filters
 
 
 def find_layers(

@@ -2,106 +2,104 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import onnx
+from typing import TYPE_CHECKING
 
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.svd.aim import Target, aimed_problem, solve, target_of
+from onnx_compress.passes.svd.aim import solve, target_of
+from onnx_compress.passes.svd.columns import aimed_problem, gather_columns
 from onnx_compress.passes.svd.factors import apply_factors
-from onnx_compress.passes.svd.study import first_shapes
+from onnx_compress.passes.svd.study import WIDEST, first_shapes
 from onnx_compress.runtime.layers import layer_input
-from onnx_compress.runtime.observe import CrossGram, observe
+from onnx_compress.runtime.walk import Walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from onnx_compress.model.document import Model
+    from onnx_compress.passes.svd.aim import Target
+    from onnx_compress.passes.svd.columns import Columns
     from onnx_compress.passes.svd.factors import Factors
+    from onnx_compress.passes.svd.layers import Layer
     from onnx_compress.passes.svd.ranks import Option
     from onnx_compress.passes.svd.study import Study
+    from onnx_compress.runtime.data import Data
     from onnx_compress.runtime.layers import LayerInput
 
-REFIT_WORK = 1e13  # multiply-adds that all sweeps together may take
+ROUNDS = 1  # of fitting through a clamp
+BUDGET = 1 << 30  # bytes of activations held while walking
 
 
-def refit(study: Study, plan: Mapping[str, Option]) -> dict[str, Factors]:
+def refit(study: Study, plan: Mapping[str, Option], data: Data | None) -> dict[str, Factors]:
     """The factors of `plan`, each fitted on what the layers before it now give, towards what the original gave.
 
-    The layers come in the order of the graph. A layer that cannot be aimed keeps the factors fitted to its own input.
+    So are the weights of the layers between and behind that stay dense. A layer that cannot be aimed keeps the factors
+    fitted to its own input.
     """
-    job, fit = study.job, study.fit
+    job = study.job
     made = {output: study.factors(output, option) for output, option in plan.items()}
-    if fit is None:
+    aims = {} if data is None else _aims(study, plan)
+    if data is None or not aims:
         return made
-    aims = _aims(study)
-    work = study.macs * max(len(plan), 1)
-    fit = fit.take(max(int(REFIT_WORK / work), 64))
-    done: dict[str, Factors] = {}
-    for number, layer in enumerate(layer for layer in study.layers if layer.output in plan):
-        job.progress(number, len(plan), "refit")
-        if layer.output in aims and layer.aims and study.problems[layer.output].grams is not None:
-            unfolded, target = aims[layer.output]
-            request = CrossGram(unfolded, target.tensor, target.minus)
-            present = apply_factors(job.model, done)
-            reads = [unfolded.tensor, *([target.minus] if target.minus else [])]
-            stat = observe(
-                until(present, reads), fit, [request], reference=until(job.original, [target.tensor])
-            )[request]
-            option = plan[layer.output]
-            problem = aimed_problem(layer, stat)
-            made[layer.output] = solve(problem, layer, option.method, option.rank, made[layer.output])
-        done[layer.output] = made[layer.output]
+    data = data.take(max(BUDGET // study.live_bytes, 32))
+    places = {name: i for i, node in enumerate(job.model.proto.graph.node) for name in node.output}
+    sources = {name: i for i, node in enumerate(job.original.proto.graph.node) for name in node.output}
+    held: dict[str, int] = {}
+    for output, (unfolded, target) in aims.items():
+        for name in (unfolded.tensor, target.minus or unfolded.tensor):
+            held[name] = max(held.get(name, 0), places[output])
+    present = Walk(job.model, data, held)
+    original = Walk(job.original, data, {t.tensor: sources[t.tensor] + 1 for _, t in aims.values()})
+
+    def factored(model: Model) -> Model:
+        return apply_factors(model, made)
+
+    layers = [layer for layer in study.layers if layer.output in aims]
+    for number, layer in enumerate(layers):
+        job.progress(number, len(layers), "refit")
+        unfolded, target = aims[layer.output]
+        present.advance(places[layer.output], factored)
+        original.advance(sources[target.tensor] + 1)
+        columns = gather_columns(unfolded, target, present, original)
+        made[layer.output] = fit_layer(layer, plan.get(layer.output), columns, target, made.get(layer.output))
     return made
 
 
-def _aims(study: Study) -> dict[str, tuple[LayerInput, Target]]:
-    """How each layer reads its input and what it should give, where the original has such a tensor."""
-    sizes = first_shapes(study.job)
-    original = infer(study.job.original, sizes)
+def fit_layer(
+    layer: Layer, option: Option | None, columns: Columns, target: Target, start: Factors | None
+) -> Factors:
+    """The factors of `layer` (without an option: its weight) that give the target of `columns` best, through the clamp
+    that follows.
+    """
+    method, rank = (option.method, option.rank) if option else ("dense", 0)
+    problem = aimed_problem(layer, columns, columns.targets(None, None))
+    factors = solve(problem, layer, method, rank, start)
+    for _ in range(ROUNDS if target.clamp else 0):
+        wanted = columns.targets(columns.predict(factors, layer.bias), target.clamp)
+        problem = aimed_problem(layer, columns, wanted)
+        factors = solve(problem, layer, method, rank, factors, sweeps=1)
+    return factors
+
+
+def _aims(study: Study, plan: Mapping[str, Option]) -> dict[str, tuple[LayerInput, Target]]:
+    """How each layer from the first of `plan` on reads its input and what it should give, in the order of the graph."""
+    original = infer(study.job.original, first_shapes(study.job))
     nodes = Surgery(study.job.model).graph.nodes
     written = {tensor.name: place for place, node in enumerate(nodes) for tensor in node.outputs}
-    aims = {}
-    known = {layer.output for layer in study.layers}
+    layers = {layer.output: layer for layer in study.layers}
+    aims: dict[str, tuple[LayerInput, Target]] = {}
+    started = False
     for node in nodes:
-        if not node.outputs or node.outputs[0].name not in known:
+        output = node.outputs[0].name if node.outputs else ""
+        started = started or output in plan
+        if not started or output not in layers or not _aimable(layers[output]):
             continue
         unfolded = layer_input(node, study.shapes)
         target = target_of(node, original, study.shapes, written)
         if target is not None and not isinstance(unfolded, str):
-            aims[node.outputs[0].name] = unfolded, target
+            aims[output] = unfolded, target
     return aims
 
 
-def until(model: Model, tensors: Iterable[str]) -> Model:
-    """The part of `model` that computes `tensors`, its only outputs."""
-    wanted = list(dict.fromkeys(tensors))
-    part = model.copy()
-    graph = part.proto.graph
-    needed = set(wanted)
-    keep = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            keep.append(node)
-            needed.update(_reads(node))
-    if not keep:
-        return part  # an input: nothing to cut
-    nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in reversed(keep)]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    inputs = {value.name for value in graph.input}
-    del graph.output[:]
-    graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name not in inputs)
-    return part
-
-
-def _reads(node: onnx.NodeProto) -> set[str]:
-    """The tensors of the outer graph that `node` reads, those of its bodies included."""
-    names = set(node.input)
-    for attribute in node.attribute:
-        for body in ([attribute.g] if attribute.HasField("g") else []) + list(attribute.graphs):
-            for inner in body.node:
-                names |= _reads(inner)
-            names |= {value.name for value in body.output}
-    return names
+def _aimable(layer: Layer) -> bool:
+    return layer.aims and layer.weight.shape[2] <= WIDEST

@@ -141,7 +141,7 @@ def _conjugate_gradients(
 
 
 def _solver(matrix: Array) -> Callable[[Array], Array]:
-    """x -> matrix⁻¹ · x for a positive semi-definite matrix."""
+    """The function x -> matrix⁻¹ · x of a positive semi-definite matrix."""
     from scipy.linalg import cho_factor, cho_solve
 
     ridge = RIDGE * max(float(np.trace(matrix)) / len(matrix), np.finfo(float).tiny)

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onnx_compress.contract import Decision, Job
+    from onnx_compress.contract import Job
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
     from onnx_compress.passes.svd.layers import Layer
+    from onnx_compress.runtime.decision import Decision
 
     Array = NDArray[Any]
 

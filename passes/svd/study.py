@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from onnx_compress.errors import InputError
 from onnx_compress.model.cost import cost
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 WIDEST = 5000  # inputs of a layer up to which its Gram matrix is worth its time
 PROBE_WORK = 2e11  # multiply-adds that all sensitivity probes together may take
+POSITIONS = 64  # of a sample's output positions that a Gram matrix takes
 HELD_OUT = 0.25  # of the data
 
 
@@ -48,6 +49,7 @@ class Study:
     shapes: dict[str, Shape]
     macs: int
     params: int
+    data: Data | None
     fit: Data | None
     held: Data | None
     problems: dict[str, Problem] = field(default_factory=dict)
@@ -62,10 +64,9 @@ class Study:
         shapes = infer(job.model, first_shapes(job))
         layers, skips = find_layers(Surgery(job.model), shapes, exclude)
         total = cost(job.model, shapes)
-        fit = held = None
-        if job.data is not None and data_aware:
-            fit, held = job.data.split(HELD_OUT, job.seed)
-        return cls(job, layers, skips, shapes, total.macs, total.params, fit, held)
+        data = job.data if data_aware else None
+        fit, held = (None, None) if data is None else data.split(HELD_OUT, job.seed)
+        return cls(job, layers, skips, shapes, total.macs, total.params, data, fit, held)
 
     def observe(self, layers: Sequence[Layer]) -> None:
         """Poses the problem of each layer: the Gram matrices of their inputs, in one sweep."""
@@ -79,7 +80,7 @@ class Study:
             if node.outputs and node.outputs[0].name in wanted
         }
         requests = {name: Gram(given) for name, given in inputs.items() if not isinstance(given, str)}
-        found = observe(self.job.model, self.fit, requests.values())
+        found = observe(self.job.model, self.fit, requests.values(), positions=POSITIONS)
         for layer in layers:
             request = requests.get(layer.output)
             self.problems[layer.output] = plain_problem(layer, found[request] if request else None)
@@ -125,6 +126,18 @@ class Study:
     def build(self, plan: Mapping[str, Option]) -> Model:
         """The model with these layers factored, each fitted to its own input."""
         return apply_factors(self.job.model, {name: self.factors(name, plan[name]) for name in plan})
+
+    @cached_property
+    def live_bytes(self) -> int:
+        """Bytes a sample of the tensors held at once on a walk through the model and the original: a rough bound."""
+        weights = {tensor.name for tensor in self.job.model.proto.graph.initializer}
+        sizes = sorted(
+            math.prod(size for size in shape if isinstance(size, int))
+            for name, shape in self.shapes.items()
+            if name not in weights
+        )
+        # two tensors live at a time in each of the two models: a block's inner one and its shortcut
+        return 16 * sum(sizes[-2:]) or 1
 
     def error(self, candidate: Model) -> float:
         """What `candidate` adds to the original's outputs on held-out data."""

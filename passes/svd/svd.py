@@ -67,11 +67,27 @@ class Svd:
         study.observe(layers)
         study.tabulate(layers, self._methods, multiple, by=self._by, only=self.rank)
         plan, warnings = self._plan(study, layers, skips)
-        made = refit(study, plan) if plan else {}
+        made = self._fit(study, plan)
         kept = self._keep(study, plan, made, skips)
-        model = apply_factors(job.model, {output: made[output] for output in kept}) if kept else job.model
-        changes = [_change(layer, plan[layer.output], study) for layer in layers if layer.output in kept]
+        if len(kept) < len(plan):
+            plan = {output: plan[output] for output in kept}
+            made = self._fit(study, plan)
+        model = apply_factors(job.model, made) if made else job.model
+        changes = [
+            _change(study, layer, made[layer.output], plan.get(layer.output))
+            for layer in study.layers
+            if layer.output in made
+        ]
         return Result(model, changes, skips, tuple(job.clock.decisions), warnings)
+
+    def _fit(self, study: Study, plan: dict[str, Option]) -> dict[str, Factors]:
+        """The factors of `plan` and the weights refitted around them."""
+        return refit(study, plan, study.fit if self._bounded else study.data) if plan else {}
+
+    @property
+    def _bounded(self) -> bool:
+        """Whether an error bound decides, which must be judged on data that no fit has seen."""
+        return all(getattr(self, word) is None for word in ("rank", "energy", "macs", "params"))
 
     @property
     def _by(self) -> str:
@@ -83,7 +99,7 @@ class Svd:
 
     @property
     def _bound(self) -> float:
-        return DEFAULT_TOLERANCE if self.tolerance in ("auto", None) else float(self.tolerance)  # type: ignore[arg-type]
+        return DEFAULT_TOLERANCE if self.tolerance in ("auto", None) else float(self.tolerance)
 
     def _multiple(self, job: Job) -> int:
         if self.round_to != "auto":
@@ -143,11 +159,11 @@ class Svd:
             return {}, []
         if self.rank is not None or self.energy is not None:
             return self._plan_each(study, usable, skips), []
-        if study.held is None and self._by == "macs" and self.macs is None:
+        if study.held is None and self._bounded:
             return self._plan_bounded(study, usable, skips), []
         study.probe(usable)
         share = ShareOut([self._rows(study, layer) for layer in usable])
-        if self.macs is None and self.params is None:
+        if self._bounded:
             plan = self._largest_saving(study, usable, share)
             skips += [
                 Skip(layer.node, f"no rank that pays keeps the outputs within {self._bound:g}")
@@ -202,8 +218,27 @@ class Svd:
         return [(dense, 0.0), *((float(getattr(item, self._by)), item.error * weight) for item in options)]
 
     def _largest_saving(self, study: Study, layers: list[Layer], share: ShareOut) -> dict[str, Option]:
-        """The plan that saves most and whose measured error on held-out data stays within the tolerance."""
-        low, high, best = share.least, share.most, {}
+        """The plan that saves most and whose measured error on held-out data, once refitted, stays within the tolerance.
+
+        Refitting is slow, so the search measures plans without it; once it is known how much the refit gains, it goes on
+        from there.
+        """
+        plan = self._search(study, layers, share, self._bound)
+        if not plan or study.fit is None:
+            return plan
+        plain = study.error(study.build(plan))
+        refitted = study.error(apply_factors(study.job.model, self._fit(study, plan)))
+        if refitted > 0.8 * plain:
+            return plan
+        bolder = self._search(study, layers, share, 0.9 * self._bound * plain / refitted)
+        if study.error(apply_factors(study.job.model, self._fit(study, bolder))) <= self._bound:
+            return bolder
+        return plan
+
+    def _search(self, study: Study, layers: list[Layer], share: ShareOut, bound: float) -> dict[str, Option]:
+        """The plan that saves most whose error without a refit stays within `bound`, by bisection on the work left."""
+        low, high = share.least, share.most
+        best: dict[str, Option] = {}
         for round_ in range(ROUNDS):
             study.job.progress(round_, ROUNDS, "tolerance")
             middle = (low + high) / 2
@@ -211,7 +246,7 @@ class Svd:
             plan = _picked(study, layers, picks) if picks else {}
             if not plan:
                 break
-            if study.error(study.build(plan)) <= self._bound:
+            if study.error(study.build(plan)) <= bound:
                 best, high = plan, middle
             else:
                 low = middle
@@ -230,7 +265,10 @@ class Svd:
         gains = {node: float(works[output] - plan[output].macs) for node, output in outputs.items()}
 
         def build(kept: set[str]) -> Model:
-            return job.finish(apply_factors(job.model, {outputs[node]: made[outputs[node]] for node in kept}))
+            dropped = {output for node, output in outputs.items() if node not in kept}
+            return job.finish(
+                apply_factors(job.model, {key: item for key, item in made.items() if key not in dropped})
+            )
 
         kept = job.clock.keep_best(job.finish(job.model), gains, build, first_feeds(job), self.keep_if)
         dropped = [node for node in outputs if node not in kept]
@@ -246,9 +284,11 @@ def _picked(study: Study, layers: list[Layer], picks: list[int]) -> dict[str, Op
     }
 
 
-def _change(layer: Layer, chosen: Option, study: Study) -> Change:
+def _change(study: Study, layer: Layer, made: Factors, chosen: Option | None) -> Change:
     _, n, k = layer.weight.shape
-    groups = f"{layer.groups} x " if layer.groups > 1 else ""
+    before = f"{layer.groups} x {n} x {k}" if layer.groups > 1 else f"{n} x {k}"
+    if chosen is None:
+        return Change(layer.node, "refit", before, before)
     after = f"rank {chosen.rank}, {chosen.macs / max(layer.macs, 1):.2f} of its multiply-adds"
     error = relative_error(study.problems[layer.output], study.factors(layer.output, chosen))
-    return Change(layer.node, chosen.method, f"{groups}{n} x {k}", after, error)
+    return Change(layer.node, made.method, before, after, error)
