@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.linalg
+
+from onnx_compress.numerics.leastsquares import centred, output_error
+from onnx_compress.numerics.obs import Elimination, joint_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.requests import GramStat
 
     Array = NDArray[Any]
-
-STEPS = 64  # at most so many updates of the inverse: wide layers lose several units at a time
 
 
 @dataclass(frozen=True)
@@ -35,79 +35,23 @@ class Curve:
         return len(self.units)
 
 
-@dataclass
-class _Quadratic:
-    """The loss of one weight matrix under removal of columns: H^-1 and the weight, both updated as columns go."""
-
-    weight: Array  # (N, K)
-    inverse: Array  # (K, K)
-    energy: float
-    columns: list[Array]  # of each unit
-
-    def scores(self, alive: Array) -> Array:
-        """tr[W_c ((H^-1)_cc)^-1 W_c^T] / energy of every unit alive (structured OBS)."""
-        out = np.zeros(len(self.columns))
-        widths = {len(self.columns[u]) for u in np.flatnonzero(alive)} - {0}
-        for width in widths:
-            units = [u for u in np.flatnonzero(alive) if len(self.columns[u]) == width]
-            index = np.stack([self.columns[u] for u in units])
-            blocks = self.inverse[index[:, :, None], index[:, None, :]]
-            rows = np.moveaxis(self.weight[:, index], 0, 1)  # (units, N, width)
-            solved = np.linalg.solve(blocks, np.swapaxes(rows, 1, 2))
-            out[units] = np.einsum("unw,uwn->u", rows, solved)
-        return out / self.energy
-
-    def remove(self, units: Sequence[int]) -> float:
-        """Takes these units out; the loss that adds."""
-        columns = np.concatenate([self.columns[u] for u in units])
-        if not columns.size:
-            return 0.0
-        block = self.inverse[np.ix_(columns, columns)]
-        rows = self.weight[:, columns]
-        factor = scipy.linalg.cho_factor(block + 1e-12 * np.trace(block) / len(block) * np.eye(len(block)))
-        solved = scipy.linalg.cho_solve(factor, rows.T)
-        loss = float(np.sum(rows.T * solved)) / self.energy
-        across = self.inverse[columns]
-        self.weight -= solved.T @ across
-        self.inverse -= across.T @ scipy.linalg.cho_solve(factor, across)
-        self.weight[:, columns] = 0
-        return loss
-
-
 def by_obs(
     units: Sequence[Unit], readers: Sequence[Consumer], grams: dict[Consumer, GramStat], damping: float
 ) -> Curve:
-    """Structured OBS, scores summed over every consumer of the units.
-
-    Optimal Brain Compression, Frantar & Alistarh 2022; ZipLM, Kurtic et al. 2023.
-    """
-    parts: list[_Quadratic] = []
+    """Structured OBS, the relative losses summed over every consumer of the units."""
+    layers: list[Elimination] = []
+    scale: list[float] = []
     for reader in readers:
         stat = grams[reader]
         columns = [reader.columns(unit) for unit in units]
         for rows, gram, mean in zip(reader.rows(), dense(stat), stat.mean, strict=True):
-            parts.append(_quadratic(rows, gram, mean, columns, damping))
-    alive = np.ones(len(units), bool)
-    order: list[int] = []
-    loss = [0.0]
-    while alive.any():
-        scores = sum((part.scores(alive) for part in parts), np.zeros(len(units)))
-        left = np.flatnonzero(alive)
-        several = max(1, len(units) // STEPS)
-        chosen = left[np.argsort(scores[left], kind="stable")[:several]].tolist()
-        added = sum(part.remove(chosen) for part in parts)
-        loss += list(loss[-1] + added * np.arange(1, len(chosen) + 1) / len(chosen))
-        order += chosen
-        alive[chosen] = False
-    return Curve(tuple(units[u] for u in order), np.array(loss))
-
-
-def _quadratic(rows: Array, gram: Array, mean: Array, columns: list[Array], damping: float) -> _Quadratic:
-    centred = gram - np.outer(mean, mean)  # the bias takes up the means
-    energy = max(float(np.einsum("nk,kl,nl->", rows, centred, rows, optimize=True)), 1e-30)
-    level = damping * max(np.trace(centred) / len(centred), 1e-30)
-    inverse = scipy.linalg.inv(centred + level * np.eye(len(centred)), overwrite_a=True, check_finite=False)
-    return _Quadratic(rows.copy(), inverse, energy, columns)
+            covariance = centred(gram, mean)  # the bias takes up the means
+            layers.append(Elimination(rows, covariance, columns, damping))
+            scale.append(1 / max(output_error(rows, covariance), 1e-30))
+    order, losses = joint_order(layers, scale=scale)
+    rest = sorted(set(range(len(units))) - set(order))  # units that no consumer reads cost nothing
+    loss = np.concatenate([np.zeros(1 + len(rest)), losses])
+    return Curve(tuple(units[u] for u in [*rest, *order]), loss)
 
 
 def dense(stat: GramStat) -> Array:

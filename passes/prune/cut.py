@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
-import scipy.linalg
 
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.numerics.leastsquares import centred
+from onnx_compress.numerics.leastsquares import refit as fitted
 from onnx_compress.passes.prune.consumers import Consumer, bias_add, consumers
 from onnx_compress.passes.prune.curves import dense
 from onnx_compress.runtime.layers import weight_from_rows
@@ -62,22 +63,13 @@ def _absorb(
     for group, (gram, mean) in enumerate(zip(dense(stat), stat.mean, strict=True)):
         before = rows[group].copy()
         rows[group][:, dead] = 0
-        if repair == "least-squares" and alone and keep.size:
-            centred = gram - np.outer(mean, mean) if has_bias(reader) else gram
-            rows[group][:, keep] += taken_over(before, centred, keep, dead, damping)
+        if repair == "least-squares" and alone:
+            covariance = centred(gram, mean) if has_bias(reader) else gram
+            rows[group][:, keep] = fitted(before, covariance, keep, damping)
         shift[group] = (before - rows[group]) @ mean
     if alone:
         store(reader, rows)
         add_bias(surgery, reader, shift.ravel())
-
-
-def taken_over(weight: Array, gram: Array, keep: Array, dead: Array, damping: float) -> Array:
-    """What the kept columns add so as to do the dead ones' work: W_P G_PS (G_SS + λI)^-1, He et al. 2017."""
-    inner = gram[np.ix_(keep, keep)]
-    level = damping * max(float(np.trace(inner)) / len(keep), 1e-30)
-    target = weight[:, dead] @ gram[np.ix_(dead, keep)]
-    solved: Array = scipy.linalg.solve(inner + level * np.eye(len(keep)), target.T, assume_a="pos").T
-    return solved
 
 
 def store(reader: Consumer, rows: Array) -> None:

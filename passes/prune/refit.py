@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-import scipy.linalg
 
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.prune.consumers import Consumer, consumers
+from onnx_compress.numerics.leastsquares import solve, solve_with_bias
+from onnx_compress.passes.prune.consumers import Consumer, bias_add, consumers
 from onnx_compress.passes.prune.curves import dense
 from onnx_compress.passes.prune.cut import add_bias, has_bias, store
 from onnx_compress.runtime.observe import observe
@@ -80,34 +80,24 @@ def _refit_stage(
 
 
 def _solve(surgery: Surgery, reader: Consumer, stat: CrossStat, damping: float) -> None:
-    """W += (Y X^T − W G)(G + λI)^-1, means taken out and put into the bias where there is one."""
+    """The weight, and the bias where there is one, that come closest to the aim."""
     rows = reader.rows()
-    shift = np.zeros(rows.shape[:2])
+    bias = np.zeros(rows.shape[:2])
     for group, gram in enumerate(dense(stat)):
-        mean, mean_y, cross = stat.mean[group], stat.mean_y[group], stat.cross[group].T
-        before = rows[group].copy()
-        if has_bias(reader):
-            gram = gram - np.outer(mean, mean)  # noqa: PLW2901
-            cross = cross - np.outer(mean_y, mean)
-        width = len(gram)
+        mean, mean_y, cross = stat.mean[group], stat.mean_y[group], stat.cross[group]
         # few columns for many inputs: the fit is drawn to the weight as it is
-        level = (damping + width / max(stat.count, 1)) * max(float(np.trace(gram)) / width, 1e-30)
-        gap = cross - before @ gram
-        rows[group] += scipy.linalg.solve(gram + level * np.eye(width), gap.T, assume_a="pos").T
-        shift[group] = mean_y - rows[group] @ mean
+        level = damping + len(gram) / max(stat.count, 1)
+        if has_bias(reader):
+            rows[group], bias[group] = solve_with_bias(gram, mean, cross, mean_y, rows[group], damping=level)
+        else:
+            rows[group] = solve(gram, cross, rows[group], level)
     store(reader, rows)
     if has_bias(reader):
-        _set_bias(surgery, reader, shift.ravel())
-
-
-def _set_bias(surgery: Surgery, reader: Consumer, value: Array) -> None:
-    add_bias(surgery, reader, value - _bias(reader))
+        add_bias(surgery, reader, bias.ravel() - _bias(reader))
 
 
 def _bias(reader: Consumer) -> Array:
     """The layer's bias as it is, (N,) or a scalar zero."""
-    from onnx_compress.passes.prune.consumers import bias_add
-
     add = bias_add(reader.node)
     if add is not None:
         return np.asarray(next(t for t in add.inputs if isinstance(t, gs.Constant)).values, np.float64)
