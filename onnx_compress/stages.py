@@ -134,9 +134,15 @@ def _finished(model: Model, passes: Sequence[Any], job: Job) -> Model:
 
 
 def _apply(item: Pass, job: Job, stages: Stages) -> Result:
-    """What the pass returns; any error says which pass it was."""
+    """What the pass returns; any error says which pass it was.
+
+    BLAS has one thread: its sums are then the same on any machine, and its threads do not spin beside onnxruntime's.
+    """
+    from threadpoolctl import threadpool_limits
+
     try:
-        return item.apply(job)
+        with threadpool_limits(1, "blas"):
+            return item.apply(job)
     except CompressError as error:
         if str(error).startswith(item.name):
             raise
