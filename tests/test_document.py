@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -12,6 +12,9 @@ from onnx import TensorProto
 
 from onnx_compress.errors import InputError
 from onnx_compress.model.document import Model, check, tensors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def big(name: str = "w", dtype: type = np.float32) -> np.ndarray:

@@ -153,7 +153,9 @@ def _opened(model: Model, names: Sequence[str], threads: int) -> Session:
     for name in names:
         if not name or name not in known:
             raise InputError(f"tensor {name!r} is not in the model's main graph, so it cannot be observed")
-    return Session(model, threads=threads, outputs=[name for name in names if name not in inputs], trimmed=True)
+    return Session(
+        model, threads=threads, outputs=[name for name in names if name not in inputs], trimmed=True
+    )
 
 
 def _run(session: Session, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
