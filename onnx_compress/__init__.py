@@ -11,10 +11,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers; at run time _PLACES says where
-    from onnx_compress.inspect import inspect as inspect
-    from onnx_compress.pipeline import Compressed as Compressed
-    from onnx_compress.pipeline import compare as verify
-    from onnx_compress.pipeline import compress as compress
+    from onnx_compress.inspect import inspect as inspect  # noqa: TC004
+    from onnx_compress.pipeline import Compressed as Compressed  # noqa: TC004
+    from onnx_compress.pipeline import compare as verify  # noqa: TC004
+    from onnx_compress.pipeline import compress as compress  # noqa: TC004
 
     __version__: str
 
@@ -33,16 +33,12 @@ class _Package(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         import importlib
-        from importlib.metadata import PackageNotFoundError, version
 
-        if name == "__version__":
-            try:
-                value: Any = version("onnx-compress")
-            except PackageNotFoundError:  # run from its source
-                value = "unknown"
-        elif name in _PLACES:
+        if name in _PLACES:
             module, word = _PLACES[name]
-            value = getattr(importlib.import_module(f"onnx_compress.{module}"), word)
+            value: Any = getattr(importlib.import_module(f"onnx_compress.{module}"), word)
+        elif name == "__version__":
+            value = importlib.import_module("onnx_compress.runtime.machine").package_version("onnx-compress")
         else:
             raise AttributeError(f"module 'onnx_compress' has no attribute {name!r}")
         vars(self)[name] = value

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import Field, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
-from onnx_compress.runtime.decision import Decision  # noqa: TC001 - its users find it here
+from onnx_compress.runtime.decision import Decision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
     from onnx_compress.runtime.clock import Clock
     from onnx_compress.runtime.data import Data
+
+# a Decision is made below, by the clock; passes find it here
+__all__ = ["Change", "Decision", "Job", "Pass", "Result", "Skip"]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ def compress(
     passes: Any,
     *,
     data: Any = None,
-    eval: Any = None,
+    eval: Any = None,  # noqa: A002 - the word of the command
     preprocess: str | None = None,
     metric: str = "top1",
     max_drop: float | None = None,
@@ -315,7 +315,7 @@ def compare(
     after: Any,
     *,
     data: Any = None,
-    eval: Any = None,
+    eval: Any = None,  # noqa: A002 - the word of the command
     preprocess: str | None = None,
     metric: str = "top1",
     max_drop: float | None = None,
@@ -401,10 +401,8 @@ def _warnings(stages: Stages, result: Model, proof: _Proof) -> Iterator[str]:
 
 def _stamped(model: Model, words: Words, original: Model) -> Model:
     """A copy of `model` that says what made it."""
-    from onnx_compress import __version__
-
     words_of = {
-        "onnx_compress.version": __version__,
+        "onnx_compress.version": machine.package_version("onnx-compress"),
         "onnx_compress.recipe": words.spec,
         "onnx_compress.input_sha256": _digest(original),
     }

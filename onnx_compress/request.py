@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ def check_limits(request: Request) -> None:
     if request.min_sqnr is not None and request.data is None and request.eval is None:
         raise UsageError("--min-sqnr needs --data: agreement on random inputs proves nothing")
     for name, value in vars(request.limits).items():
-        if value is not None and value != value:
+        if value is not None and math.isnan(value):
             raise UsageError(f"--{name.replace('_', '-')} is no number")
 
 

@@ -275,7 +275,7 @@ class _Runner:
         return [end - start for start, end in itertools.pairwise(times)]
 
 
-class _quiet:
+class _quiet:  # noqa: N801 - reads as a statement
     """No garbage collection while the block runs."""
 
     def __enter__(self) -> None:

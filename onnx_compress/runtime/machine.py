@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("onnx", "onnxruntime", "numpy", "onnx-graphsurgeon", "scikit-learn")
+PACKAGES = ("onnx-compress", "onnx", "onnxruntime", "numpy", "onnx-graphsurgeon", "scikit-learn")
 # 8-bit products summed without widening first: vpmaddubsw saturates, vpdpbusd does not
 VNNI = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
 
@@ -38,19 +38,21 @@ def products_saturate() -> bool:
 
 def environment() -> dict[str, str | int]:
     """Processor, system and versions, for the report."""
-    versions = {}
-    for name in (*PACKAGES, "onnx-compress"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
     return {
         "processor": processor().get("model name") or platform.processor() or platform.machine(),
         "cores": physical_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **versions,
+        **{name: package_version(name) for name in PACKAGES},
     }
+
+
+def package_version(name: str) -> str:
+    """The version of an installed package; "unknown" for one that runs from its source."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _processors() -> list[dict[str, str]]:
