@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from onnx_compress import options as o  # noqa: TC001 - typer reads the annotations
-from onnx_compress.errors import CompressError, ThresholdError, UsageError
+from onnx_compress.errors import CompressError, LimitError, ThresholdError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -49,6 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(f"{error.format_message()} (--help lists the words)", 2, None)
     except (KeyboardInterrupt, typer.Abort):
         return _failed("interrupted; nothing was written", 130, None)
+    except SystemExit:  # typer's way with a reader of --help that went away
+        return 0
+    except OSError as error:
+        return _failed(str(_unwritable(error)), 4, error if verbose else None)
     except Exception as error:  # noqa: BLE001 - a bug of ours: still one line and an exit code
         line = f"a bug in onnx-compress: {type(error).__name__}: {error}; -v tells where"
         return _failed(line, 4, error if verbose else None)
@@ -362,18 +366,28 @@ def _show(text: str) -> None:
         encoding = sys.stdout.encoding or "utf-8"
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        failure = _unwritable(error)
+        if not isinstance(error, BrokenPipeError):
+            raise failure from error
+
+
+def _unwritable(error: OSError) -> LimitError:
+    """The error of a stdout that cannot be written; what is buffered is thrown away."""
+    # > it would fail again when the interpreter ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return LimitError(f"the output cannot be written: {error.strerror}")
 
 
 def _failed(message: str, code: int, error: BaseException | None) -> int:
     """One line on stderr, after the traceback where `error` is given."""
     from onnx_compress.report.words import plain
 
+    text = ""
     if error is not None:
-        details = getattr(error, "details", None) or "".join(traceback.format_exception(error))
-        sys.stderr.write(details)
-    line = plain(" ".join(message.split()))
-    sys.stderr.write(f"onnx-compress: {line}\n".encode("utf-8", "backslashreplace").decode())
-    sys.stderr.flush()
+        text = getattr(error, "details", None) or "".join(traceback.format_exception(error))
+    text += f"onnx-compress: {plain(' '.join(message.split()))}\n"
+    with contextlib.suppress(OSError):  # > nobody to tell: the exit code still does
+        sys.stderr.write(text.encode("utf-8", "backslashreplace").decode())
+        sys.stderr.flush()
     return code

@@ -358,3 +358,14 @@ def test_reader_that_goes_away_is_no_failure() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize("word", ["--help", "passes"])
+def test_output_that_cannot_be_written_is_exit_code_4(word: str) -> None:
+    code = "import sys; from onnx_compress import cli; sys.exit(cli.main([*sys.argv[1:]]))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, word], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 4
+    assert done.stderr == "onnx-compress: the output cannot be written: No space left on device\n"
