@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnx_compress.contract import Change, Result, Skip
+from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.cluster.allocate import keep_tolerance, keep_weights
 from onnx_compress.passes.cluster.study import Study
+from onnx_compress.passes.cluster.weights import find_weights
 from onnx_compress.recipe import option
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from onnx_compress.contract import Job
+    from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
     from onnx_compress.runtime.data import Data
 
 BITS = 5
@@ -66,6 +70,15 @@ class Cluster:
             study.look(fit, weigh=self.weighting == "gram")
         clusters, skips = self._clusters(study, job, held)
         return _result(study, clusters, [*study.skips, *skips])
+
+    def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:  # noqa: ARG002 - weights need no shapes
+        """Every weight that could be clustered, and why the others are left alone."""
+        weights, skips = find_weights(Surgery(model), self.exclude)
+        changes = [
+            Change(weight.name, "share values", f"{weight.values.dtype} {weight.values.size}", "")
+            for weight in weights
+        ]
+        return Result(model, changes, skips)
 
     def _clusters(self, study: Study, job: Job, held: Data | None) -> tuple[list[int | None], list[Skip]]:
         """How many values each weight gets."""

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnx_compress.contract import Change, Result, Skip
+from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.svd.aim import relative_error
 from onnx_compress.passes.svd.factors import apply_factors, factored_macs
+from onnx_compress.passes.svd.layers import find_layers
 from onnx_compress.passes.svd.ranks import ShareOut, candidate_ranks
 from onnx_compress.passes.svd.refit import refit
 from onnx_compress.passes.svd.speed import propose, quantizes
@@ -15,8 +17,11 @@ from onnx_compress.passes.svd.study import Study, first_feeds
 from onnx_compress.recipe import option
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnx_compress.contract import Job
     from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
     from onnx_compress.passes.svd.factors import Factors
     from onnx_compress.passes.svd.layers import Layer
     from onnx_compress.passes.svd.ranks import Option
@@ -79,6 +84,15 @@ class Svd:
             if layer.output in made
         ]
         return Result(model, changes, skips, tuple(job.clock.decisions), warnings)
+
+    def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
+        """Every layer that could be factored, and why the others could not."""
+        layers, skips = find_layers(Surgery(model), shapes, self.exclude)
+        changes = [
+            Change(layer.node, "factor", " x ".join(str(size) for size in layer.weight.shape[1:]), "")
+            for layer in layers
+        ]
+        return Result(model, changes, skips)
 
     def _fit(self, study: Study, plan: dict[str, Option]) -> dict[str, Factors]:
         """The factors of `plan` and the weights refitted around them."""
