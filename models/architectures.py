@@ -119,7 +119,7 @@ def mobilenet() -> nn.Module:
     return nn.Sequential(
         convolution(1, 32, 3, stride=2),
         nn.Hardswish(),
-        InvertedResidual(32, 32, 3, 1),
+        InvertedResidual(32, 32, 3, 1, expand=2),
         InvertedResidual(32, 64, 3, 2),
         InvertedResidual(64, 64, 5, 1),
         InvertedResidual(64, 96, 5, 1),
