@@ -8,9 +8,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.int8.placement import place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
@@ -18,12 +19,24 @@ if TYPE_CHECKING:
     Rule = Callable[[Surgery, gs.Node, Mapping[str, Shape]], list[gs.Node] | None]
 
 
-def lower(model: Model, shapes: Mapping[str, Shape]) -> Model:
-    """`model` with nodes of the main graph replaced by RULES, where they stand in a path of 4-D images or 2-D rows."""
+def lower(model: Model, shapes: Mapping[str, Shape], keep: Mapping[str, str]) -> Model:
+    """`model` with nodes of the main graph replaced by RULES, where the new ones will run in integers.
+
+    A float operator is not touched: onnxruntime's float fusions look for the forms that exporters write. keep: nodes
+    that stay in float.
+    """
+    everywhere = _lowered(model, shapes, None)
+    placement = place(Surgery(everywhere).graph, keep)
+    return _lowered(model, shapes, {*placement.layers, *placement.followers})
+
+
+def _lowered(model: Model, shapes: Mapping[str, Shape], only: Collection[str] | None) -> Model:
     surgery = Surgery(model)
     _name(surgery)
     for node in list(surgery.graph.nodes):
-        rule = RULES.get(node.op)
+        # > a Pad leaves no node behind that could be looked up
+        wanted = only is None or node.name in only or node.op == "Pad"
+        rule = RULES.get(node.op) if wanted else None
         new = rule(surgery, node, shapes) if rule else None
         if new is None:
             continue

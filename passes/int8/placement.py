@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
 
@@ -63,7 +63,7 @@ class Placement:
         return found
 
 
-def place(graph: gs.Graph, keep: dict[str, str], *, followers: bool = True) -> Placement:
+def place(graph: gs.Graph, keep: Mapping[str, str], *, followers: bool = True) -> Placement:
     """The placement for `graph`; `keep` names nodes that stay in float and says why.
 
     followers=False: only layers run in integers, which is best where float operators stand between all of them.

@@ -1,0 +1,167 @@
+"""From all in int8 to what tolerance and clock leave of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from onnx_compress.contract import Change, Skip
+from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.int8.fallback import hold
+from onnx_compress.passes.int8.opset import raised
+from onnx_compress.passes.int8.placement import FLOAT_ONLY, LAYERS, weight_of
+from onnx_compress.passes.int8.storage import store
+from onnx_compress.runtime.agreement import Reference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from onnx_compress.contract import Decision, Job
+    from onnx_compress.model.document import Model
+    from onnx_compress.passes.int8.int8 import Int8
+    from onnx_compress.passes.int8.placement import Placement
+    from onnx_compress.passes.int8.quantizer import Quantizer
+    from onnx_compress.runtime.data import Data
+
+SENSED = 32  # held-out samples by which layers are ranked
+ATTEMPTS = 2  # > 1: on a busy machine one timing in twenty and more is wrong, and all of int8 is at stake
+MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model and what became of its layers; placement: of those in integers, None where none is."""
+
+    model: Model
+    placement: Placement | None = None
+    changes: tuple[Change, ...] = ()
+    skips: tuple[Skip, ...] = ()
+
+
+@dataclass
+class Search:
+    """One run of the pass. judge: a model's output error against the original, bound: how large it may be."""
+
+    options: Int8
+    job: Job
+    fit: Data
+    held: Data
+    judge: Callable[[Model], float]
+    bound: float
+    decisions: list[Decision] = field(default_factory=list)
+
+    def integer(self) -> Found:
+        """The most of the model in integers that is within the bound."""
+        job = self.job
+        same = Reference(job.model, self.held.take(4), threads=job.clock.threads)
+        model = raised(job.model, same.error)
+        if isinstance(model, str):
+            return self._float(model)
+        quantizer = self.options.quantizer(model, self.fit, job)
+        if not quantizer.layers:
+            return self._float(None, quantizer.quantized()[1])
+        quantizer.observe()
+        full, placement = quantizer.quantized()
+        error = self.judge(full)
+        mixing = any(quantizer.nodes[name].op in MIXING for name in placement.followers)
+        if error <= self.bound and not mixing:
+            return self._found(quantizer, full, placement)
+        fewer, layered = quantizer.quantized(followers=False)
+        less = self.judge(fewer)
+        if error <= self.bound and (less > self.bound or self._faster(fewer, full)):
+            return self._found(quantizer, full, placement)
+        if less <= self.bound:
+            return self._found(quantizer, fewer, layered)
+        quick = Reference(job.original, self.held.take(SENSED), threads=job.clock.threads).error
+        best = hold(quantizer, self.judge, quick, self.bound, followers=error <= less)
+        if best is None:
+            return self._float(
+                f"with any layer in int8 the output error is over the tolerance of {self.options.tolerance:g}"
+            )
+        return self._found(quantizer, *best[:2])
+
+    def in_time(self, found: Found) -> Found:
+        """What was found, unless the clock prefers float."""
+        for _ in range(ATTEMPTS):
+            decision = self._decide("int8", self.job.model, found.model, self.options.keep_if)
+            if decision.kept:
+                return found
+        speed = "" if decision.ratio is None else f": {decision.ratio:.2f} of float's speed"
+        return self._float(f"the model is slower in int8 here{speed}")
+
+    def stored(self, found: Found) -> Found:
+        """With the weights of what runs in float stored in int8, those of layers kept for the tolerance last."""
+        excluded = self.options.excluded(found.model)
+        sensitive = set(found.placement.left) if found.placement is not None else set()
+        for keep in (excluded, excluded | sensitive) if sensitive - excluded else (excluded,):
+            model, weights = store(found.model, keep)
+            if not weights:
+                return found
+            if self.judge(model) <= self.bound:
+                break
+        else:
+            return found
+        if not self._decide("int8 storage", found.model, model, "not-slower").kept:
+            return found
+        changes = [
+            Change(
+                weight.node,
+                "store",
+                f"{weight.op} {_size(weight.shape)} float32",
+                f"{_size(weight.shape)} int8 in the file, float32 once loaded",
+            )
+            for weight in weights
+        ]
+        return replace(found, model=model, changes=(*found.changes, *changes))
+
+    def _decide(self, node: str, before: Model, after: Model, rule: str) -> Decision:
+        feeds = next(iter(self.held.batches(1)))
+        finish = self.job.finish
+        decision = self.job.clock.decide(node, "keep", finish(before), finish(after), feeds, rule)  # type: ignore[arg-type]
+        self.decisions.append(decision)
+        return decision
+
+    def _faster(self, fewer: Model, full: Model) -> bool:
+        return self._decide("int8 between layers", fewer, full, "faster").kept
+
+    def _found(self, quantizer: Quantizer, model: Model, placement: Placement) -> Found:
+        changes = tuple(_change(quantizer, name, self.options.activations) for name in placement.layers)
+        skips = (*(Skip(name, why) for name, why in placement.left.items()), *_in_bodies(self.job.model))
+        return Found(model, placement, changes, skips)
+
+    def _float(self, why: str | None, placement: Placement | None = None) -> Found:
+        """The model as it came."""
+        left = dict(placement.left) if placement is not None else {}
+        for name in _layers(self.job.model):
+            left.setdefault(name, why or "it is no layer that runs in integers")
+        skips = (*(Skip(name, reason) for name, reason in left.items()), *_in_bodies(self.job.model))
+        return Found(self.job.model, None, (), skips)
+
+
+def _layers(model: Model) -> Iterator[str]:
+    """Names of the main graph's layers."""
+    for node in Surgery(model).graph.nodes:
+        if (node.op in LAYERS or node.op in FLOAT_ONLY) and weight_of(node) is not None:
+            yield node.name
+
+
+def _in_bodies(model: Model) -> Iterator[Skip]:
+    surgery = Surgery(model)
+    main = {id(node) for node in surgery.graph.nodes}
+    for node in surgery.nodes():
+        if (
+            id(node) not in main
+            and (node.op in LAYERS or node.op in FLOAT_ONLY)
+            and weight_of(node) is not None
+        ):
+            yield Skip(node.name, "it runs in float: it stands in a body of an If, Loop or Scan")
+
+
+def _change(quantizer: Quantizer, name: str, activations: str) -> Change:
+    node = quantizer.nodes[name]
+    size = _size(tuple(node.inputs[1].shape))
+    return Change(name, "quantize", f"{node.op} {size} float32", f"{size} int8, {activations} activations")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(str(size) for size in shape)
