@@ -11,7 +11,8 @@ from onnx import TensorProto, helper
 
 from onnx_compress.model.inline_functions import inline_functions
 from onnx_compress.model.macs import MACS
-from onnx_compress.model.shapes import bodies, infer
+from onnx_compress.model.shapes import infer
+from onnx_compress.model.walk import bodies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

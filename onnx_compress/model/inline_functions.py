@@ -8,7 +8,7 @@ import onnx
 import onnx.inliner
 
 from onnx_compress.errors import InputError, LimitError
-from onnx_compress.model.shapes import graphs
+from onnx_compress.model.walk import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -16,23 +16,25 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
 
 LIMIT = 1_000_000  # nodes: an expansion beyond is refused
+BUDGET = 100_000  # nodes: an expansion beyond is left to onnxruntime
 
 _Key = tuple[str, str, str]
 
 
-def inline_functions(model: Model, limit: int = LIMIT) -> Model:
-    """`model` with every call of one of its own functions replaced by the function's nodes; no functions are left.
+def inline_functions(model: Model) -> Model:
+    """`model` with the calls of its own functions replaced by what these do, or as it is beyond `BUDGET` nodes.
 
-    Raises InputError for a recursive function, LimitError where more than `limit` nodes would come out.
+    Raises InputError for a recursive function, LimitError where more than `LIMIT` nodes would come out.
     """
     if not model.proto.functions:
         return model
     nodes = expanded_nodes(model.proto)
-    if nodes > limit:
-        raise LimitError(f"inlining the model's functions gives {nodes} nodes, more than {limit}")
+    if nodes > LIMIT:
+        raise LimitError(f"inlining the model's functions gives {nodes} nodes; the limit is {LIMIT}")
+    if nodes > BUDGET:
+        return model
     result = model.copy()
-    inlined = onnx.inliner.inline_local_functions(result.proto)
-    result.proto.CopyFrom(inlined)
+    result.proto.CopyFrom(onnx.inliner.inline_local_functions(result.proto))
     return result
 
 

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from onnx_compress.errors import UsageError
+from onnx_compress.errors import InputError, UsageError
+from onnx_compress.model.inline_functions import BUDGET, expanded_nodes
+from onnx_compress.model.walk import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -43,23 +45,6 @@ def dtypes(model: Model) -> dict[str, int]:
     return {name: types.pop() for name, types in found.items() if len(types) == 1}
 
 
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """`graph`, then every body inside it, outer before inner."""
-    waiting = [graph]
-    while waiting:
-        graph = waiting.pop(0)
-        yield graph
-        waiting += [body for node in graph.node for body in bodies(node)]
-
-
-def bodies(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that `node` (If, Loop, Scan...) holds."""
-    for attribute in node.attribute:
-        if attribute.HasField("g"):
-            yield attribute.g
-        yield from attribute.graphs
-
-
 def shape_of(value: onnx.ValueInfoProto) -> Shape | None:
     """The declared shape of a tensor, None where its rank is unknown or it is no tensor."""
     if not value.type.HasField("tensor_type") or not value.type.tensor_type.HasField("shape"):
@@ -89,6 +74,8 @@ def _inferred(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None) 
     """The skeleton with the value_info that onnx infers, or as it is where onnx stops."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
+    if not _expands(proto):
+        del proto.functions[:]  # > onnx would follow every call, without end
     known = {value.name: value for value in proto.graph.value_info}
     if input_shapes:
         _fix(proto, input_shapes)
@@ -104,6 +91,14 @@ def _inferred(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None) 
         return result
     proto.graph.value_info.extend(known[name] for name in known if input_shapes)
     return proto
+
+
+def _expands(proto: onnx.ModelProto) -> bool:
+    """Whether the functions of `proto` end, and soon."""
+    try:
+        return expanded_nodes(proto) <= BUDGET
+    except InputError:
+        return False
 
 
 def _fix(proto: onnx.ModelProto, input_shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnx_compress.model.prepare.edits import Left
-from onnx_compress.model.shapes import graphs
+from onnx_compress.model.walk import graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from onnx import TensorProto
 from onnx_compress.model.prepare.edits import Edit
 from onnx_compress.model.prepare.evaluate import PLAIN, evaluate, size
 from onnx_compress.model.prepare.uses import uses
-from onnx_compress.model.shapes import bodies, graphs
+from onnx_compress.model.walk import bodies, graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_compress.model.prepare.edits import Edit
-from onnx_compress.model.shapes import graphs
+from onnx_compress.model.walk import graphs
 
 if TYPE_CHECKING:
     import onnx

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from onnx_compress.model.prepare.edits import Edit
-from onnx_compress.model.shapes import bodies, graphs
+from onnx_compress.model.walk import bodies, graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from onnx_compress.model.inline_functions import expanded_nodes, inline_functions
+from onnx_compress.model.inline_functions import inline_functions
 from onnx_compress.model.prepare.barriers import barriers
 from onnx_compress.model.prepare.cancel_transposes import cancel_transposes
 from onnx_compress.model.prepare.edits import Edit, Left
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
 
-BUDGET = 100_000  # nodes: functions that expand beyond are kept as they are
 ROUNDS = 20  # each undoes at least one thing that hid another; few models need three
 
 
@@ -76,13 +75,10 @@ def _rewrite(model: Model, shapes: Mapping[str, Shape]) -> tuple[Model, list[Edi
 
 
 def _inlined(model: Model) -> tuple[Model, list[Edit]]:
-    """A copy of `model` without functions, unless they would expand beyond the budget."""
-    result = model.copy()
-    if not model.proto.functions:
+    """A copy of `model` without its own functions, as far as they can be inlined."""
+    inlined = inline_functions(model)
+    result = inlined.copy()
+    if inlined is model:
         return result, []
-    before = len(model.proto.graph.node)
-    if expanded_nodes(model.proto) <= BUDGET:
-        result = inline_functions(model)
-        after = f"{len(result.proto.graph.node)} nodes"
-        return result, [Edit("", "inline", f"{len(model.proto.functions)} functions, {before} nodes", after)]
-    return result, []
+    before = f"{len(model.proto.functions)} functions, {len(model.proto.graph.node)} nodes"
+    return result, [Edit("", "inline", before, f"{len(result.proto.graph.node)} nodes")]

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from onnx_compress.model.prepare.edits import Edit
-from onnx_compress.model.shapes import bodies, graphs
+from onnx_compress.model.walk import bodies, graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
