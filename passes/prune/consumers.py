@@ -57,6 +57,13 @@ class Consumer:
             return np.empty(0, np.intp)
         return (indices[:, np.newaxis] * self.layer.taps + np.arange(self.layer.taps)).ravel()
 
+    def channels(self, unit: Unit) -> Array:
+        """The channels of the layer's input tensor that are the unit's; of a grouped layer, one in every group."""
+        indices = unit.places.get((self.weight.name, self.inner), np.empty(0, np.intp))
+        groups = self.group if self.node.op == "Conv" else 1
+        width = int(self.weight.shape[self.inner])
+        return (np.arange(groups)[:, np.newaxis] * width + indices).ravel()
+
     def kept(self, units: list[Unit], axis: int) -> Array:
         """Which indices of this axis of the stored weight stay."""
         mask = np.ones(self.weight.shape[axis], bool)

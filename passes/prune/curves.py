@@ -65,19 +65,9 @@ def dense(stat: GramStat) -> Array:
     return full
 
 
-def by_l1(units: Sequence[Unit], weights: dict[str, Array], readers: Sequence[Consumer]) -> Curve:
-    """The mean |w| of the filters that make the unit, least first; the loss is the share of it that is gone.
-
-    Pruning Filters for Efficient ConvNets, Li et al. 2017.
-    """
-    inner = {(reader.weight.name, reader.inner) for reader in readers}
-    scores = np.zeros(len(units))
-    for at, unit in enumerate(units):
-        for (name, axis), indices in unit.places.items():
-            value = weights[name]
-            if (name, axis) not in inner and value.ndim > 1 and value.dtype.kind == "f":
-                scores[at] += float(np.abs(np.take(value, indices, axis=axis)).sum())
+def by_score(units: Sequence[Unit], scores: Array) -> Curve:
+    """The units with the least score first; the loss is the share of all scores that is gone."""
     order = np.argsort(scores, kind="stable")
-    total = max(float(scores.sum()), 1e-30)
+    total = max(float(np.sum(scores)), 1e-30)
     loss = np.concatenate([[0.0], np.cumsum(scores[order]) / total])
     return Curve(tuple(units[u] for u in order), loss)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import UsageError
@@ -18,7 +19,8 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import Choice, at_price, chosen, counts, prices, to_budget
 from onnx_compress.passes.prune.consumers import Consumer, consumers
 from onnx_compress.passes.prune.cost import Work, saved
-from onnx_compress.passes.prune.curves import Curve, by_l1, by_obs
+from onnx_compress.passes.prune.criteria import CRITERIA, DATA_FREE, Criterion
+from onnx_compress.passes.prune.criteria.context import Context
 from onnx_compress.passes.prune.cut import Repair, cut
 from onnx_compress.passes.prune.refit import refit
 from onnx_compress.recipe import option
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from onnx_compress.model.channels import Unit
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.prune.curves import Curve
     from onnx_compress.runtime.data import Data
     from onnx_compress.runtime.layers import LayerInput
     from onnx_compress.runtime.requests import GramStat
@@ -74,7 +77,7 @@ class Prune:
     channels: float | None = option(None, "fraction of the units of each kind to keep", low=0, high=1)
     macs: float | None = option(None, "fraction of the multiply-adds to keep", low=0, high=1)
     params: float | None = option(None, "fraction of the parameters to keep", low=0, high=1)
-    criterion: Literal["obs", "l1"] = option("obs", "what decides which units go")
+    criterion: Criterion = option("obs", "what decides which units go")
     repair: Repair = option("least-squares", "what makes up for the units that went")
     scope: Literal["global", "layer"] = option(
         "global", "share a budget out over all kinds, or take it from each"
@@ -97,9 +100,9 @@ class Prune:
         budget = next(
             (name for name in ("channels", "macs", "params") if getattr(self, name) is not None), None
         )
-        if job.data is None and (self.criterion != "l1" or budget is None):
+        if job.data is None and (self.criterion not in DATA_FREE or budget is None):
             raise UsageError(
-                "prune needs --data: without it only criterion=l1 with a budget (channels, macs or params) can run"
+                f"prune needs --data: without it only a criterion of {', '.join(DATA_FREE)} with a budget (channels, macs or params) can run"
             )
         warnings = []
         repair: Repair = self.repair
@@ -156,11 +159,19 @@ class Prune:
         units, excluded = self._without_excluded(surgery, units)
         skips += excluded
         grams = _grams(job, fit, readers, units)
-        curves = self._curves(surgery, units, readers, grams, skips)
+        weights = {
+            t.name: t.values
+            for node in surgery.graph.nodes
+            for t in node.inputs
+            if isinstance(t, gs.Constant)
+        }
+        rng = np.random.default_rng(job.seed)
+        context = Context(job.model, surgery, readers, fit, grams, job.clock.threads, rng, DAMPING, weights)
+        curves = self._curves(context, units, skips)
         work = _work(job, channels, readers)
         choices = [_choice(curve, work, multiple, 1 if self.params is not None else 0) for curve in curves]
         plan = _Plan(job.model, shapes, choices, work, grams, skips)
-        if held is not None and self.channels is None and self.scope == "global" and self.criterion == "obs":
+        if held is not None and self.channels is None and self.scope == "global":
             return _with_sensitivity(job, plan, held, repair)
         return plan
 
@@ -173,34 +184,20 @@ class Prune:
         left = [unit for unit in units if not any(name in names for name, _ in unit.places)]
         return left, [Skip(node.name, "excluded") for node in nodes]
 
-    def _curves(
-        self,
-        surgery: Surgery,
-        units: list[Unit],
-        readers: list[Consumer],
-        grams: dict[LayerInput, GramStat],
-        skips: list[Skip],
-    ) -> list[Curve]:
+    def _curves(self, context: Context, units: list[Unit], skips: list[Skip]) -> list[Curve]:
+        """The order of every kind of unit, by the criterion."""
         kinds: dict[frozenset[tuple[str, int]], list[Unit]] = defaultdict(list)
         for unit in units:
             kinds[unit.kind].append(unit)
-        weights = {
-            t.name: t.values for node in surgery.graph.nodes for t in node.inputs if hasattr(t, "values")
-        }
         curves = []
-        for kind, members in kinds.items():
+        for members in kinds.values():
             if len(members) < 2:
                 continue
-            mine = [r for r in readers if (r.weight.name, r.inner) in kind]
-            if self.criterion == "l1":
-                curves.append(by_l1(members, weights, readers))
+            if self.criterion not in DATA_FREE and not context.reading(members):
+                name, axis = min(members[0].kind)
+                skips.append(Skip(f"{name}[{axis}]", "no layer after it could take over what it did"))
                 continue
-            known = {r: grams[r.layer] for r in mine if r.layer in grams}
-            if not known:
-                name = min(kind)
-                skips.append(Skip(f"{name[0]}[{name[1]}]", "no layer after it could take over what it did"))
-                continue
-            curves.append(by_obs(members, list(known), known, DAMPING))
+            curves.append(CRITERIA[self.criterion](context, members))
         return curves
 
     def _to_budget(self, plan: _Plan, budget: str) -> list[Unit]:
