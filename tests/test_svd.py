@@ -1,0 +1,474 @@
+"""svd: full rank is the identity, predicted errors are the measured ones, and budgets hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnx_compress.contract import Job, Result
+from onnx_compress.errors import UsageError
+from onnx_compress.model.cost import cost
+from onnx_compress.model.document import Model, check
+from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.svd import Svd
+from onnx_compress.passes.svd.aim import plain_problem, relative_error, solve
+from onnx_compress.passes.svd.factors import Factors, apply_factors, factored_macs, factored_params
+from onnx_compress.passes.svd.layers import find_layers
+from onnx_compress.passes.svd.lowrank import balanced, decompose, energy
+from onnx_compress.passes.svd.ranks import ShareOut, full_rank
+from onnx_compress.passes.svd.spatial import spatial_factors, spatial_product, spectrum
+from onnx_compress.passes.svd.study import Study
+from onnx_compress.recipe import parse, resolve
+from onnx_compress.runtime.agreement import output_error
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.data import Data, open_data
+from onnx_compress.runtime.session import Session, input_specs
+from onnx_compress.runtime.walk import Walk
+
+Array = NDArray[Any]
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], weights: dict[str, Array], shape: tuple[int | str, ...], rank: int = 0
+) -> Model:
+    """A model from `x` (of `shape`) to `y` (of as many axes, or `rank`)."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * (rank or len(shape)))],
+        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return Model.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+
+
+def conv(kernel: tuple[int, ...], channels: int, outputs: int, size: int = 9, **attrs: Any) -> Model:
+    rng = np.random.default_rng(0)
+    group = attrs.get("group", 1)
+    weights = {"w": rng.normal(size=(outputs, channels // group, *kernel)), "b": rng.normal(size=outputs)}
+    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", **attrs)
+    return model_of([node], weights, ("N", channels, *(size,) * len(kernel)))
+
+
+def net(seed: int = 0, width: int = 12) -> Model:
+    """Conv, residual block, pooling, Gemm: small, with smooth random weights of falling spectrum."""
+    rng = np.random.default_rng(seed)
+
+    def filters(n: int, c: int) -> Array:
+        return rng.normal(size=(n, c, 3, 3)) * np.exp(-np.arange(c) / 3)[None, :, None, None] / 2
+
+    weights: dict[str, Array] = {
+        "w0": rng.normal(size=(width, 3, 3, 3)) / 3,
+        "w1": filters(width, width),
+        "w2": filters(width, width),
+        "w3": rng.normal(size=(10, width)),
+        "b": rng.normal(size=width),
+    }
+    pad: dict[str, Any] = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b"], ["c0"], name="stem", **pad),
+        helper.make_node("Relu", ["c0"], ["r0"], name="relu0"),
+        helper.make_node("Conv", ["r0", "w1", "b"], ["c1"], name="inner", **pad),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="outer", **pad),
+        helper.make_node("Add", ["c2", "r0"], ["sum"], name="add"),
+        helper.make_node("Relu", ["sum"], ["r2"], name="relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["pool"], name="pool"),
+        helper.make_node("Flatten", ["pool"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "w3"], ["y"], name="head", transB=1),
+    ]
+    return model_of(nodes, weights, ("N", 3, 8, 8), rank=2)
+
+
+def images(model: Model, count: int = 64) -> Data:
+    """Smooth random pictures: neighbours correlate, as in real ones."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(count, 3, 8, 8))
+    x = (x + np.roll(x, 1, 2) + np.roll(x, 1, 3) + np.roll(x, (1, 1), (2, 3))).astype(np.float32)
+    return open_data([{"x": x}], input_specs(model))
+
+
+def job_of(model: Model, data: Data | None, **extra: Any) -> Job:
+    return Job(model, model, data, 0, extra.pop("clock", Clock(1)), **extra)
+
+
+def run(model: Model, x: Array) -> Array:
+    result: Array = Session(model, threads=1).run({"x": x})["y"]
+    return result
+
+
+def at_full_rank(model: Model, method: str) -> tuple[Model, int]:
+    """The model with every layer factored at full rank, and how many layers that are."""
+    layers, _ = find_layers(Surgery(model), infer(model))
+    plan = {
+        layer.output: solve(plain_problem(layer, None), layer, method, full_rank(layer, method))
+        for layer in layers
+        if method == "svd" or layer.spatial
+    }
+    return apply_factors(model, plan), len(plan)
+
+
+CASES: dict[str, tuple[Model, tuple[int, ...]]] = {}
+
+
+def matmul_like(op: str, shape: tuple[int, ...], weight: tuple[int, ...], left: bool, **attrs: Any) -> Model:
+    rng = np.random.default_rng(0)
+    inputs = ["w", "x"] if left else ["x", "w"]
+    weights: dict[str, Array] = {"w": rng.normal(size=weight)}
+    if op == "Gemm":
+        inputs.append("b")
+        weights["b"] = rng.normal(size=attrs.pop("bias", (weight[0] if attrs.get("transB") else weight[1],)))
+    return model_of([helper.make_node(op, inputs, ["y"], name="layer", **attrs)], weights, shape)
+
+
+CASES["gemm"] = matmul_like("Gemm", (5, 8), (8, 6), False), (5, 8)
+CASES["gemm alpha beta transB"] = (
+    matmul_like("Gemm", (5, 8), (6, 8), False, alpha=0.5, beta=2.0, transB=1),
+    (5, 8),
+)
+CASES["gemm transA"] = matmul_like("Gemm", (8, 5), (8, 6), False, transA=1, alpha=3.0), (8, 5)
+CASES["gemm with a bias matrix"] = matmul_like("Gemm", (5, 8), (8, 6), False, bias=(5, 6)), (5, 8)
+CASES["matmul"] = matmul_like("MatMul", (5, 8), (8, 6), False), (5, 8)
+CASES["batched matmul"] = matmul_like("MatMul", (2, 3, 5, 8), (8, 6), False), (2, 3, 5, 8)
+CASES["matmul, weight left"] = matmul_like("MatMul", (2, 8, 5), (6, 8), True), (2, 8, 5)
+CASES["conv 1x1"] = conv((1, 1), 8, 6), (2, 8, 9, 9)
+CASES["conv 1x1 strided"] = conv((1, 1), 8, 6, strides=[2, 2]), (2, 8, 9, 9)
+CASES["conv 3x3"] = conv((3, 3), 8, 6, pads=[1, 1, 1, 1]), (2, 8, 9, 9)
+CASES["conv grouped"] = conv((3, 3), 16, 8, group=2, strides=[2, 1]), (2, 16, 9, 9)
+CASES["conv 1-D"] = conv((5,), 8, 6, dilations=[2]), (2, 8, 9)
+CASES["conv 3-D"] = conv((2, 3, 2), 4, 6, size=5), (2, 4, 5, 5, 5)
+CASES["conv same upper"] = conv((3, 4), 8, 6, auto_pad="SAME_UPPER", strides=[2, 3]), (2, 8, 9, 9)
+CASES["conv same lower"] = conv((4, 2), 8, 6, auto_pad="SAME_LOWER", strides=[2, 2]), (2, 8, 9, 9)
+CASES["conv valid"] = conv((3, 3), 8, 6, auto_pad="VALID"), (2, 8, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [(name, "svd") for name in CASES]
+    + [
+        (name, "spatial")
+        for name in CASES
+        if name.startswith("conv") and name.split()[1] in ("3x3", "same", "valid")
+    ],
+)
+def test_full_rank_is_the_identity(name: str, method: str) -> None:
+    """Both factors together are then the weight itself, so every attribute must have gone to the right one."""
+    model, shape = CASES[name]
+    factored, layers = at_full_rank(model, method)
+    assert layers == 1
+    check(factored)
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    # rounding: two float32 sums of up to 72 terms instead of one
+    np.testing.assert_allclose(run(factored, x), run(model, x), rtol=2e-4, atol=2e-4)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(draw=st.data())
+def test_full_rank_is_the_identity_for_any_convolution(draw: st.DataObject) -> None:
+    """Stride, dilation and padding split per axis; groups stay together."""
+
+    def pair(low: int, high: int) -> tuple[int, int]:
+        return draw.draw(st.integers(low, high)), draw.draw(st.integers(low, high))
+
+    kernel, strides, dilations = pair(1, 4), pair(1, 3), pair(1, 2)
+    group = draw.draw(st.sampled_from([1, 1, 2]))
+    channels, outputs = group * draw.draw(st.integers(4, 6)), group * draw.draw(st.integers(4, 7))
+    attrs: dict[str, Any] = {"strides": strides, "dilations": dilations, "group": group}
+    if draw.draw(st.booleans()):
+        attrs["pads"] = draw.draw(st.lists(st.integers(0, 2), min_size=4, max_size=4))
+    elif dilations == (1, 1):
+        attrs["auto_pad"] = draw.draw(st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID"]))
+    model = conv(kernel, channels, outputs, size=10, **attrs)
+    x = np.random.default_rng(2).normal(size=(2, channels, 10, 10)).astype(np.float32)
+    for method in ("svd", "spatial"):
+        factored, layers = at_full_rank(model, method)
+        if layers:
+            np.testing.assert_allclose(run(factored, x), run(model, x), rtol=2e-4, atol=2e-4)
+
+
+def test_predicted_error_is_the_measured_one() -> None:
+    """On the samples the Gram matrix was made of, the whitened spectrum's tail is the output error exactly."""
+    model = conv((3, 3), 8, 16, pads=[1, 1, 1, 1])
+    x = np.random.default_rng(3).normal(size=(16, 8, 9, 9)).cumsum(2).astype(np.float32)
+    data = open_data([{"x": x}], input_specs(model))
+    study = Study.of(job_of(model, data), exclude=None, data_aware=True)
+    study.fit = data  # all of it, so that the same samples can be run
+    study.observe(study.layers)
+    study.tabulate(study.layers, ("svd", "spatial"), 1, by="macs", only=None)
+    y = run(model, x)
+    spread = float(((y - y.mean((0, 2, 3), keepdims=True)) ** 2).sum())
+    for option in study.tables["y"]:
+        measured = float(((run(study.build({"y": option}), x) - y) ** 2).sum()) / spread
+        exact = relative_error(study.problems["y"], study.factors("y", option))
+        # every third position is left out of the Gram matrix here, or none: float32 sums either way
+        assert measured == pytest.approx(exact, rel=0.05, abs=1e-6)
+        if option.method == "svd":
+            assert option.error == pytest.approx(exact, rel=0.01, abs=1e-6)
+
+
+def test_whitened_factors_are_the_best_of_their_rank() -> None:
+    """Eckart-Young in the Gram's norm: no random factors, and not the plain ones, do better."""
+    rng = np.random.default_rng(4)
+    weight, mix = rng.normal(size=(7, 10)), rng.normal(size=(10, 10))
+    gram = mix @ mix.T
+    parts = decompose(weight, gram)
+    for rank in range(1, 8):
+        first, second = parts.at(rank)
+        lost = energy(weight - second @ first, gram)
+        assert lost == pytest.approx(parts.energies[rank:].sum(), rel=1e-6, abs=1e-6)
+        plain = decompose(weight).at(rank)
+        assert lost <= energy(weight - plain[1] @ plain[0], gram) + 1e-9
+
+
+def test_a_dead_input_and_few_samples_do_no_harm() -> None:
+    """A singular Gram matrix still gives finite factors that are exact at full rank."""
+    rng = np.random.default_rng(5)
+    weight, columns = rng.normal(size=(6, 9)), rng.normal(size=(9, 3))
+    columns[4] = 0
+    parts = decompose(weight, columns @ columns.T)
+    first, second = parts.at(6)
+    assert np.isfinite(first).all()
+    assert np.isfinite(second).all()
+    np.testing.assert_allclose(second @ first, weight, atol=1e-6)
+
+
+def test_alternating_least_squares_only_improves() -> None:
+    """Each half step minimises the same loss over one factor."""
+    rng = np.random.default_rng(6)
+    weight = rng.normal(size=(8, 6, 3, 3))
+    mix = rng.normal(size=(54, 54)) * np.exp(-np.arange(54) / 10)
+    gram = mix @ mix.T
+    losses = []
+    for sweeps in (0, 1, 2, 4, 8):
+        product = spatial_product(*spatial_factors(weight, gram, 9, sweeps=sweeps))
+        losses.append(energy((weight - product).reshape(8, -1), gram))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_separable_filters_have_their_rank() -> None:
+    """A filter built from two spatial factors is found again, with or without data."""
+    rng = np.random.default_rng(7)
+    weight = spatial_product(rng.normal(size=(3, 5, 3)), rng.normal(size=(6, 3, 4)))
+    energies = spectrum(weight, None)[0]
+    assert energies[3:].max() < 1e-9 * energies[0]
+    mix = rng.normal(size=(60, 60))
+    for gram in (None, mix @ mix.T):
+        product = spatial_product(*spatial_factors(weight, gram, 3))
+        np.testing.assert_allclose(product, weight, atol=1e-6)
+
+
+def test_scales_are_shared_evenly() -> None:
+    """int8 wants neither factor, nor the tensor between, to span more than it must."""
+    rng = np.random.default_rng(8)
+    first, second = rng.normal(size=(3, 8)) * [[100], [1], [0]], rng.normal(size=(5, 3)) * [0.01, 1, 1]
+    one, two = balanced(first, second)
+    np.testing.assert_allclose(two @ one, second @ first, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(one, axis=1)[:2], np.linalg.norm(two, axis=0)[:2])
+    assert np.isfinite(one).all()
+
+
+def test_share_out_is_the_best_there_is() -> None:
+    """Against every combination of choices, for many budgets."""
+    rng = np.random.default_rng(9)
+    tables = [
+        [(10.0, 0.0), *((float(rng.integers(1, 9)), float(rng.random())) for _ in range(4))] for _ in range(4)
+    ]
+    share = ShareOut(tables)
+    grid = np.stack(np.meshgrid(*[range(5)] * 4), -1).reshape(-1, 4)
+    costs = np.array([sum(tables[i][p][0] for i, p in enumerate(row)) for row in grid])
+    errors = np.array([sum(tables[i][p][1] for i, p in enumerate(row)) for row in grid])
+    for budget in range(int(costs.min()), 41):
+        picks = share.choose(budget)
+        assert picks is not None
+        assert sum(tables[i][p][0] for i, p in enumerate(picks)) <= budget
+        total = sum(tables[i][p][1] for i, p in enumerate(picks))
+        # each cost is rounded up to 1/4096 of the range, so the budget may be missed by four such steps
+        step = (costs.max() - costs.min()) / 4096
+        assert total >= errors[costs <= budget].min() - 1e-9
+        assert total <= errors[costs <= max(budget - 4 * step, costs.min())].min() + 1e-9
+    assert share.choose(costs.min() - 1) is None
+
+
+def test_macs_and_params_are_those_counted() -> None:
+    """The share-out's costs are what the report will count."""
+    model = conv((3, 3), 16, 8, pads=[1, 0, 1, 2], strides=[1, 2])
+    shapes = infer(model, {"x": (1, 16, 9, 9)})
+    (layer,), _ = find_layers(Surgery(model), shapes)
+    assert cost(model, shapes).macs == layer.macs
+    for method in ("svd", "spatial"):
+        factors = solve(plain_problem(layer, None), layer, method, 4)
+        factored = apply_factors(model, {"y": factors})
+        found = cost(factored, infer(factored, {"x": (1, 16, 9, 9)}))
+        assert found.macs == factored_macs(layer, method, 4)
+        assert found.params - 8 == factored_params(layer, method, 4) == factors.params  # less the bias
+
+
+@pytest.mark.parametrize(
+    "words", ["macs=0.5", "params=0.6", "macs=0.5:method=svd", "macs=0.5:data_aware=false"]
+)
+def test_budgets_hold(words: str) -> None:
+    model = net()
+    result = svd(f"svd:{words}:keep_if=always:round_to=1", model, images(model))
+    size = {"x": (1, 3, 8, 8)}
+    before, after = cost(model, infer(model, size)), cost(result.model, infer(result.model, size))
+    word, value = words.split(":", maxsplit=1)[0].split("=")
+    biases = 36  # of the shared bias, copied for each layer that was refitted
+    assert getattr(after, word) <= float(value) * getattr(before, word) + biases
+    assert any(change.what in ("svd", "spatial") for change in result.changes)
+
+
+def svd(spec: str, model: Model, data: Data | None, **extra: Any) -> Result:
+    """The result of the pass, checked."""
+    before = model.to_proto().SerializeToString()
+    (item,) = resolve(parse(spec), [Svd])
+    result = item.apply(job_of(model, data, **extra))
+    check(result.model)
+    assert model.to_proto().SerializeToString() == before
+    return result
+
+
+def test_an_unmet_budget_is_a_warning() -> None:
+    model = net()
+    result = svd("svd:macs=0.01:keep_if=always", model, images(model))
+    assert "0.01" in result.warnings[0]
+
+
+def test_tolerance_bounds_the_held_out_error() -> None:
+    model = net()
+    data = images(model)
+    errors = []
+    for tolerance in (0.001, 0.05):
+        result = svd(f"svd:tolerance={tolerance}:keep_if=always:round_to=1", model, data)
+        errors.append(output_error(model, result.model, data.split(0.25, 0)[1]))
+        assert errors[-1] <= tolerance
+    assert errors[0] < errors[1]
+
+
+def test_data_beats_weights_alone() -> None:
+    """At equal work, whitened and refitted factors lose less than half of what plain ones do."""
+    model = net()
+    data = images(model, 128)
+    held = images(model, 256)
+    plain, aware = (
+        svd(f"svd:macs=0.5:keep_if=always:round_to=1:data_aware={word}", model, data).model
+        for word in ("false", "true")
+    )
+    assert output_error(model, aware, held) < 0.5 * output_error(model, plain, held)
+
+
+def test_rank_and_energy() -> None:
+    model = net()
+    ranks = svd("svd:rank=3:keep_if=always", model, None)
+    assert {c.after.split(",")[0] for c in ranks.changes} == {"rank 3"}
+    loose, strict = (
+        svd(f"svd:energy={share}:keep_if=always:round_to=1", model, images(model)) for share in (0.8, 0.99)
+    )
+    assert all(change.error <= 0.2 for change in loose.changes if change.error is not None)
+    assert loose.model.nbytes < strict.model.nbytes
+
+
+def test_shared_biases_are_not_shifted_twice() -> None:
+    """Two layers read one bias initializer; each gets its own when its layer is refitted."""
+    model = net()
+    result = svd("svd:macs=0.5:keep_if=always:round_to=1", model, images(model))
+    biases = [
+        node.input[2]
+        for node in result.model.proto.graph.node
+        if node.op_type == "Conv" and len(node.input) > 2
+    ]
+    assert len(set(biases)) == len(biases)
+
+
+def test_what_is_left_alone_says_why() -> None:
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="one"),
+        helper.make_node("MatMul", ["a", "w"], ["b"], name="two"),
+        helper.make_node("MatMul", ["b", "v"], ["y"], name="thin"),
+    ]
+    model = model_of(nodes, {"w": rng.normal(size=(8, 8)), "v": rng.normal(size=(8, 2))}, ("N", 8))
+    result = svd("svd:macs=0.5:keep_if=always", model, None)
+    assert {skip.node for skip in result.skips} == {"one", "two", "thin"}
+    assert result.model.to_proto() == model.to_proto()
+
+
+def test_excluded_nodes_stay_as_they_are() -> None:
+    model = net()
+    result = svd("svd:macs=0.7:keep_if=always:round_to=1:exclude='outer|head'", model, images(model))
+    names = {node.name for node in result.model.proto.graph.node}
+    assert {"outer", "head"} <= names
+    assert not {"outer", "head"} & {change.node for change in result.changes}
+
+
+def test_the_clock_decides_and_is_replayed() -> None:
+    """On a net this small no factored layer is faster; a replay gives the same bytes without a clock."""
+    model = net()
+    first = svd("svd:round_to=4", model, images(model))
+    entries = [decision.__dict__ for decision in first.decisions]
+    again = svd("svd:round_to=4", model, images(model), clock=Clock(1, replay=entries))
+    assert again.model.to_proto().SerializeToString() == first.model.to_proto().SerializeToString()
+    assert again.decisions == first.decisions
+
+
+def test_the_same_seed_gives_the_same_bytes() -> None:
+    model = net()
+    spec = "svd:macs=0.5:keep_if=always:round_to=1"
+    one, two = (svd(spec, model, images(model)).model.to_proto().SerializeToString() for _ in range(2))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    "words", ["macs=0.5:rank=3", "tolerance=0.1:energy=0.9", "tolerance=none", "macs=1.5"]
+)
+def test_budgets_exclude_each_other(words: str) -> None:
+    with pytest.raises(UsageError):
+        resolve(parse(f"svd:{words}"), [Svd])
+
+
+def test_half_floats_stay_half_floats() -> None:
+    rng = np.random.default_rng(0)
+    model = conv((3, 3), 8, 6)
+    proto = model.to_proto()
+    for tensor in proto.graph.initializer:
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(rng.normal(size=tensor.dims).astype(np.float16), tensor.name)
+        )
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    factored, _ = at_full_rank(Model.from_proto(proto), "svd")
+    assert {tensor.data_type for tensor in factored.proto.graph.initializer} == {TensorProto.FLOAT16}
+    check(factored)
+
+
+def test_a_dense_refit_keeps_the_form() -> None:
+    """Refitting with its own weight is the identity, Gemm's alpha and transB included."""
+    for name in ("gemm alpha beta transB", "matmul", "matmul, weight left", "conv grouped"):
+        model, shape = CASES[name]
+        (layer,), _ = find_layers(Surgery(model), infer(model))
+        same = apply_factors(model, {"y": Factors("dense", np.zeros(0), layer.weight)})
+        x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+        np.testing.assert_allclose(run(same, x), run(model, x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_walk_sees_what_a_run_sees() -> None:
+    """Stopping anywhere, and going on, gives the tensors of one run from start to end."""
+    model = net()
+    data = images(model, 10)
+    walk = Walk(model, data, {"r1": 4, "r0": 5, "y": 10}, batch=4)
+    whole = Session(model, outputs=["r1", "r0", "y"]).run(next(iter(data.batches(10))))
+    for place, name in ((2, "r0"), (4, "r1"), (4, "r0"), (10, "y")):
+        walk.advance(place)
+        found = np.concatenate([held[name] for held in walk.batches])
+        np.testing.assert_allclose(found, whole[name], rtol=1e-5, atol=1e-5)
+    assert set(walk.batches[0]) == {"y"}
