@@ -63,7 +63,16 @@ def test_inputs_and_outputs_keep_their_symbols(found: dict[str, Any]) -> None:
 
 
 def test_every_pass_says_what_it_could_do(found: dict[str, Any]) -> None:
+    """The Gemm's 20 weights are too few to share values; prune cannot touch inputs and outputs."""
     assert [item["name"] for item in found["passes"]] == [kind.name for kind in known_passes()]
+    could = {item["name"]: [change["node"] for change in item["could"]] for item in found["passes"]}
+    names = [layer["name"] for layer in found["layers"]]
+    assert could["int8"] == names
+    assert could["svd"] == names
+    assert len(could["prune"]) == 1
+    assert could["cluster"] == names[:1]
+    why = {item["name"]: [skip["why"] for skip in item["skips"]] for item in found["passes"]}
+    assert {"a graph input", "a graph output"} <= set(why["prune"])
 
 
 def test_missing_model_is_an_input_error() -> None:
