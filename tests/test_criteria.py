@@ -102,7 +102,7 @@ def test_fpgm_orders_by_the_distance_to_all_filters(context: Context, units: lis
     w1 = context.weights["w1"].astype(float)
     # the bias, a vector, is no filter
     distances = [sum(np.linalg.norm(w1[:, i] - w1[:, j]) for j in range(6)) for i in range(6)]
-    assert [place(u) for u in CRITERIA["fpgm"](context, units).units] == list(np.argsort(distances))
+    assert [place(u) for u in CRITERIA["fpgm"](context, units).units] == list(np.argsort(np.array(distances)))
 
 
 def test_the_oracle_is_the_measured_error(
