@@ -41,8 +41,7 @@ def correct_bias(surgery: Surgery, node: gs.Node, change: Array, mean: Array) ->
     if bias is None:
         if node.op == "Gemm":
             return False
-        del node.inputs[2:]
-        node.inputs.append(surgery.constant(f"{node.name}_bias", -shift.astype(change.dtype)))
+        node.inputs = [*node.inputs[:2], surgery.constant(f"{node.name}_bias", -shift.astype(change.dtype))]
         return True
     if (
         not isinstance(bias, gs.Constant)

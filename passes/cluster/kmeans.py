@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 EXACT = 1 << 17  # distinct values up to which each is a point of its own; above, they share 2^16 bins
-BINS, MOST_BINS = 8, 768  # for each centre, and in all, where the optimum is sought
+BINS = 8  # for each centre, where the optimum is sought
+REACH = 6  # times the usual cell, what a cell may span
 ROUNDS = 200
 
 
@@ -62,13 +63,13 @@ def kmeans(points: Array, mass: Array, clusters: int, *, zero: bool = False) -> 
 
     points: sorted, distinct, float64, more than `clusters`; mass: > 0. zero: one centre is 0.
     Cells of sorted points are ranges, so dynamic programming over range ends finds the optimum (Wang & Song 2011,
-    doi:10.32614/RJ-2011-015), here of up to 768 bins of neighbours; Lloyd's iteration (1982, doi:10.1109/TIT.1982.1056489)
+    doi:10.32614/RJ-2011-015), here of a few bins of neighbours; Lloyd's iteration (1982, doi:10.1109/TIT.1982.1056489)
     takes it to the points themselves.
     """
     shift = 0.0 if zero else float(points.mean())  # > sums of squares far from zero would cancel
     x = points - shift
     sums = _prefix_sums(x, mass)
-    centres = _optimum(*_bins(x, mass, min(max(BINS * clusters, 64), MOST_BINS)), clusters)
+    centres = _optimum(*_bins(x, mass, max(BINS * clusters, 64)), clusters)
     for _ in range(ROUNDS):
         if zero:
             centres[np.abs(centres).argmin()] = 0.0
@@ -85,25 +86,39 @@ def kmeans(points: Array, mass: Array, clusters: int, *, zero: bool = False) -> 
 
 
 def _optimum(x: Array, mass: Array, clusters: int) -> Array:
-    """The best centres of a few points: cost[j, i] of the points i..j-1 as one cell, least sums of such costs to each j."""
+    """The best centres of a few points, by the least cost of m cells that end at each point, for m = 1, 2, ...
+
+    A cell ends at j and starts at most `reach` points before it: REACH times as far as cells of equal share of p^(1/3) would.
+    """
     if len(x) <= clusters:
         return x.copy()
-    ends = np.arange(len(x) + 1)
-    total, first, second = (s[:, None] - s[None, :] for s in _prefix_sums(x, mass))
+    place = _places(x, mass)
+    nearest = np.searchsorted(place, place - REACH * place[-1] / clusters)
+    reach = int((np.arange(len(x)) - nearest).max()) + 1
+    # row j, column c: the cell of the points j - reach + c .. j - 1
+    sums = _prefix_sums(x, mass)
+    total, first, second = (s[:, None] - _windows(s, reach, np.nan) for s in sums)
     cost = second - np.divide(first * first, total, out=np.zeros_like(total), where=total > 0)
-    cost[ends[:, None] <= ends[None, :]] = np.inf
-    least = cost[:, 0].copy()
+    cost[np.isnan(cost)] = np.inf
+    least = np.full(len(x) + 1, np.inf)
     least[0] = 0.0
-    starts = np.zeros((clusters, len(ends)), np.int32)
-    for cell in range(1, clusters):
-        sums = cost + least
-        starts[cell] = sums.argmin(1)
-        least = sums[ends, starts[cell]]
+    rows = np.arange(len(least))
+    found = np.zeros((clusters, len(least)), np.int32)
+    for cell in range(clusters):
+        trial = cost + _windows(least, reach, np.inf)
+        best = trial.argmin(1)
+        least, found[cell] = trial[rows, best], rows - reach + best
     cuts = [len(x)]
     for cell in range(clusters - 1, -1, -1):
-        cuts.append(int(starts[cell][cuts[-1]]))
+        cuts.append(int(found[cell][cuts[-1]]))
     edges = np.unique(cuts)
     return np.add.reduceat(mass * x, edges[:-1]) / np.add.reduceat(mass, edges[:-1])
+
+
+def _windows(values: Array, width: int, outside: float) -> Array:
+    """Row j: the `width` values before j."""
+    padded = np.concatenate([np.full(width, outside), values])
+    return np.lib.stride_tricks.sliding_window_view(padded, width)[: len(values)]
 
 
 def _bins(x: Array, mass: Array, count: int) -> tuple[Array, Array]:
@@ -113,12 +128,17 @@ def _bins(x: Array, mass: Array, count: int) -> tuple[Array, Array]:
     """
     if len(x) <= count:
         return x, mass
-    gaps = np.diff(x, prepend=x[0])
-    place = np.cumsum(np.cbrt(mass * gaps * gaps))
+    place = _places(x, mass)
     found = np.minimum((place * (count / place[-1])).astype(np.int64), count - 1)
     starts = np.flatnonzero(np.diff(found, prepend=-1))
     total = np.add.reduceat(mass, starts)
     return np.add.reduceat(mass * x, starts) / total, total
+
+
+def _places(x: Array, mass: Array) -> Array:
+    """The integral of p^(1/3) up to each point."""
+    gaps = np.diff(x, prepend=x[0])
+    return np.cumsum(np.cbrt(mass * gaps * gaps))
 
 
 def _prefix_sums(x: Array, mass: Array) -> list[Array]:
