@@ -1,4 +1,4 @@
-"""The command: words in, exit code out. The only module that prints; the work is done in a child process.
+"""The command: words in, exit code out. Nothing below prints; the work is done in a child process.
 
     onnx-compress [run] IN OUT --passes SPEC        inspect, verify and passes are the other commands
 
@@ -8,18 +8,19 @@ Every failure is one line on stderr; `-v` adds the traceback.
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
-import traceback
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onnx_compress import options as o  # noqa: TC001 - typer reads the annotations
-from onnx_compress.errors import CompressError, LimitError, ThresholdError, UsageError
+from onnx_compress.errors import CompressError, ThresholdError, UsageError
+from onnx_compress.terminal import failed, progress_line, show, terminal, unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
+
+    from onnx_compress.supervise import Signals
 
 app = typer.Typer(
     add_completion=False,
@@ -44,18 +45,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = typer.main.get_command(app)
         code = command.main(with_command(words), prog_name="onnx-compress", standalone_mode=False)
     except CompressError as error:
-        return _failed(str(error), error.exit_code, error if verbose else None)
+        return failed(str(error), error.exit_code, error if verbose else None)
     except typer.TyperException as error:
-        return _failed(f"{error.format_message()} (--help lists the words)", 2, None)
+        return failed(f"{error.format_message()} (--help lists the words)", 2, None)
     except (KeyboardInterrupt, typer.Abort):
-        return _failed("interrupted; nothing was written", 130, None)
+        return failed("interrupted; nothing was written", 130, None)
     except SystemExit:  # typer's way with a reader of --help that went away
         return 0
     except OSError as error:
-        return _failed(str(_unwritable(error)), 4, error if verbose else None)
+        return failed(str(unwritable(error)), 4, error if verbose else None)
     except Exception as error:  # noqa: BLE001 - a bug of ours: still one line and an exit code
         line = f"a bug in onnx-compress: {type(error).__name__}: {error}; -v tells where"
-        return _failed(line, 4, error if verbose else None)
+        return failed(line, 4, error if verbose else None)
     return code if isinstance(code, int) else 0
 
 
@@ -86,7 +87,7 @@ def _root(
         from importlib import metadata
 
         try:
-            _show(metadata.version("onnx-compress") + "\n")
+            show(metadata.version("onnx-compress") + "\n")
         except metadata.PackageNotFoundError as error:
             raise UsageError("onnx-compress is not installed: it runs from its source folder") from error
 
@@ -121,6 +122,7 @@ def run(
     quiet: o.Quiet = False,
 ) -> None:
     """Compress the model IN into OUT. What happens when no command is named."""
+    from onnx_compress.supervise import catch_signals
     from onnx_compress.target import Target, check_place
 
     asked = _recipe(passes, recipe)
@@ -148,14 +150,16 @@ def run(
         },
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
-    with _reported(reports, json=json):
+    job = "onnx_compress.worker:compress_to"
+    with catch_signals() as signals, _reported(reports, json=json):
         if dry_run:
             check_place(out, inputs)
-            found = _work("onnx_compress.worker:compress_to", {**arguments, "target": None}, limits)
+            found = _work(job, {**arguments, "target": None}, limits, signals)
         else:
             with Target(out, inputs) as target:
-                staged = {**arguments, "target": str(target.staged)}
-                found = _work("onnx_compress.worker:compress_to", staged, limits, target.publish)
+                found = _work(job, {**arguments, "target": str(target.staged)}, limits, signals)
+                signals.check()
+                target.publish()
     found["output"] = None if dry_run else out
     _deliver(found, reports, json=json, quiet=quiet)
 
@@ -184,6 +188,8 @@ def verify(
     quiet: o.Quiet = False,
 ) -> None:
     """Compare two models: agreement, metric, latency."""
+    from onnx_compress.supervise import catch_signals
+
     reports = _report_places(report or [], [a, b, data, eval_])
     arguments = {
         "before": a,
@@ -202,8 +208,8 @@ def verify(
         "seed": seed,
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
-    with _reported(reports, json=json):
-        found = _work("onnx_compress.pipeline:compare", arguments, limits)
+    with catch_signals() as signals, _reported(reports, json=json):
+        found = _work("onnx_compress.pipeline:compare", arguments, limits, signals)
     found = {**found, "output": b, "recipe": None}
     _deliver(found, reports, json=json, quiet=quiet)
 
@@ -221,6 +227,8 @@ def inspect(
     verbose: o.Verbose = False,
 ) -> None:
     """Show the layers, the channel units, the cost, and what each pass could do and why not."""
+    from onnx_compress.supervise import catch_signals
+
     arguments = {
         "model": model,
         "data": data,
@@ -229,15 +237,16 @@ def inspect(
         "freeze_inputs": freeze_inputs,
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=json)
-    found = _work("onnx_compress.inspect:inspect", arguments, limits)
+    with catch_signals() as signals:
+        found = _work("onnx_compress.inspect:inspect", arguments, limits, signals)
     if json:
         from onnx_compress.report.plain import to_json
 
-        _show(to_json(found))
+        show(to_json(found))
         return
     from onnx_compress.report.layers import to_text
 
-    _show(to_text(found, **_terminal()))
+    show(to_text(found, **terminal()))
 
 
 @app.command()
@@ -250,9 +259,9 @@ def passes(name: Name = None, json: o.Json = False) -> None:
     if json:
         from onnx_compress.report.plain import to_json
 
-        _show(to_json({"passes": found}))
+        show(to_json({"passes": found}))
         return
-    _show(passes_text(found, **_terminal()))
+    show(passes_text(found, **terminal()))
 
 
 def parse_shapes(words: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -301,27 +310,12 @@ def _limits(memory: float | None, seconds: float | None, *, verbose: bool, quiet
     return {"memory": limit, "seconds": seconds, "verbose": verbose, "bars": not quiet}
 
 
-def _work(
-    target: str, arguments: dict[str, Any], limits: dict[str, Any], finish: Callable[[], None] | None = None
-) -> Any:
-    """The job's result; `finish` is done after it unless a signal came first."""
+def _work(target: str, arguments: dict[str, Any], limits: dict[str, Any], signals: Signals) -> Any:
+    """The job's result, with progress on a terminal meanwhile."""
     from onnx_compress import supervise
 
-    bars = limits.pop("bars") and sys.stderr.isatty() and not limits["verbose"]
-    with supervise.catch_signals() as signals, _progress(bars) as progress:
-        found = supervise.call(target, arguments, signals=signals, progress=progress, **limits)
-        signals.check()
-        if finish is not None:
-            finish()
-    return found
-
-
-def _progress(bars: bool) -> Any:
-    if bars:
-        from onnx_compress.report.bars import show_progress
-
-        return show_progress()
-    return contextlib.nullcontext(None)
+    with progress_line(show=limits.pop("bars") and not limits["verbose"]) as progress:
+        return supervise.call(target, arguments, signals=signals, progress=progress, **limits)
 
 
 @contextlib.contextmanager
@@ -344,50 +338,8 @@ def _deliver(found: dict[str, Any], reports: Sequence[str], *, json: bool, quiet
     for path in reports:
         write_text(path, to_json(found) if path.endswith(".json") else to_markdown(found))
     if json:
-        _show(to_json(found))
+        show(to_json(found))
     elif not quiet:
         from onnx_compress.report.text import to_text
 
-        _show(to_text(found, **_terminal()))
-
-
-def _terminal() -> dict[str, Any]:
-    """Width and colour of stdout."""
-    import shutil
-
-    terminal = sys.stdout.isatty()
-    width = max(shutil.get_terminal_size((100, 24)).columns, 60) if terminal else 120
-    return {"width": width, "color": terminal and not os.environ.get("NO_COLOR")}
-
-
-def _show(text: str) -> None:
-    """Prints to stdout; a reader that went away (`| head`) is no failure."""
-    try:
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except OSError as error:
-        failure = _unwritable(error)
-        if not isinstance(error, BrokenPipeError):
-            raise failure from error
-
-
-def _unwritable(error: OSError) -> LimitError:
-    """The error of a stdout that cannot be written; what is buffered is thrown away."""
-    # > it would fail again when the interpreter ends
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return LimitError(f"the output cannot be written: {error.strerror}")
-
-
-def _failed(message: str, code: int, error: BaseException | None) -> int:
-    """One line on stderr, after the traceback where `error` is given."""
-    from onnx_compress.report.words import plain
-
-    text = ""
-    if error is not None:
-        text = getattr(error, "details", None) or "".join(traceback.format_exception(error))
-    text += f"onnx-compress: {plain(' '.join(message.split()))}\n"
-    with contextlib.suppress(OSError):  # > nobody to tell: the exit code still does
-        sys.stderr.write(text.encode("utf-8", "backslashreplace").decode())
-        sys.stderr.flush()
-    return code
+        show(to_text(found, **terminal()))

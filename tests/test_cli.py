@@ -349,7 +349,7 @@ def test_folder_of_passes_refuses_to_be_a_package_of_its_own() -> None:
 
 def test_reader_that_goes_away_is_no_failure() -> None:
     """`onnx-compress passes | head -0` must not fail."""
-    code = "import sys; from onnx_compress.cli import _show; _show('x' * 1000000); sys.exit(0)"
+    code = "import sys; from onnx_compress.terminal import show; show('x' * 1000000); sys.exit(0)"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

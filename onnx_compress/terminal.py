@@ -1,0 +1,65 @@
+"""What the command says: reports on stdout, one line of failure and a line of progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from typing import TYPE_CHECKING, Any
+
+from onnx_compress.errors import LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def progress_line(*, show: bool) -> contextlib.AbstractContextManager[Callable[[int, int, str], None] | None]:
+    """Inside the block, what tells of progress; None where stderr is no terminal or nothing is to be shown."""
+    if not (show and sys.stderr.isatty()):
+        return contextlib.nullcontext(None)
+    from onnx_compress.report.bars import show_progress
+
+    return show_progress()
+
+
+def terminal() -> dict[str, Any]:
+    """Width and colour of stdout."""
+    import shutil
+
+    is_terminal = sys.stdout.isatty()
+    width = max(shutil.get_terminal_size((100, 24)).columns, 60) if is_terminal else 120
+    return {"width": width, "color": is_terminal and not os.environ.get("NO_COLOR")}
+
+
+def show(text: str) -> None:
+    """Prints to stdout; a reader that went away (`| head`) is no failure."""
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        failure = unwritable(error)
+        if not isinstance(error, BrokenPipeError):
+            raise failure from error
+
+
+def unwritable(error: OSError) -> LimitError:
+    """The error of a stdout that cannot be written; what is buffered is thrown away."""
+    # > it would fail again when the interpreter ends
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return LimitError(f"the output cannot be written: {error.strerror}")
+
+
+def failed(message: str, code: int, error: BaseException | None) -> int:
+    """One line on stderr, after the traceback where `error` is given."""
+    from onnx_compress.report.words import plain
+
+    text = ""
+    if error is not None:
+        text = getattr(error, "details", None) or "".join(traceback.format_exception(error))
+    text += f"onnx-compress: {plain(' '.join(message.split()))}\n"
+    with contextlib.suppress(OSError):  # > nobody to tell: the exit code still does
+        sys.stderr.write(text.encode("utf-8", "backslashreplace").decode())
+        sys.stderr.flush()
+    return code
