@@ -67,7 +67,7 @@ class Job:
     model: the model as it now is, prepared; original: the prepared input of the whole run, whose outputs repair aims at;
     data: calibration batches, or None; seed: of every random choice; clock: measures or replays;
     finish: a model as the later passes of the recipe will leave it, quickly (for clock decisions);
-    progress(done, total, what): to be called now and then.
+    progress(done, total, what): to be called now and then; batch: samples in one run when the clock decides.
     """
 
     model: Model
@@ -78,6 +78,7 @@ class Job:
     finish: Callable[[Model], Model] = _identity
     progress: Callable[[int, int, str], None] = _silent
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    batch: int = 1
     warnings: list[str] = field(default_factory=list)
 
 

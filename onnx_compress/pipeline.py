@@ -150,6 +150,7 @@ def run(request: Request, progress: Progress = _silent) -> Compressed:
         progress,
         request.input_shapes,
         words.replay,
+        request.batch,
     )
     with watch("prepare"):
         _prepare(stages, found, line, freeze=request.freeze_inputs)

@@ -42,6 +42,7 @@ class Line:
     progress: Progress
     input_shapes: dict[str, tuple[int, ...]]
     replay: list[list[Mapping[str, Any]]] | None = None
+    batch: int = 1
 
 
 @dataclass
@@ -116,6 +117,7 @@ def _job(
         line.clock.successor(replay),
         progress=progress,
         input_shapes=line.input_shapes,
+        batch=line.batch,
     )
     previews = [item for item in later if callable(getattr(item, "preview", None))]
     if not previews:

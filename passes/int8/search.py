@@ -115,7 +115,7 @@ class Search:
         return replace(found, model=model, changes=(*found.changes, *changes))
 
     def _decide(self, node: str, before: Model, after: Model, rule: str) -> Decision:
-        feeds = next(iter(self.held.batches(1)))
+        feeds = next(iter(self.held.batches(self.job.batch)))
         finish = self.job.finish
         decision = self.job.clock.decide(node, "keep", finish(before), finish(after), feeds, rule)  # type: ignore[arg-type]
         self.decisions.append(decision)

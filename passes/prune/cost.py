@@ -1,9 +1,9 @@
-"""What a choice of units costs and saves: MACs and parameters of the model without them, by arithmetic."""
+"""What a choice of units leaves: MACs and parameters of the model without them, by arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,29 +17,57 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+class Measure(Protocol):
+    """Something that a budget bounds: how much of it is left once the union of `units` is gone."""
+
+    def after(self, units: Iterable[Unit]) -> float:
+        """Multiply-adds, parameters or milliseconds."""
+        ...
+
+
 @dataclass(frozen=True)
-class Work:
-    """The sizes of every weight, and the MACs of the node that multiplies it (0: none)."""
+class Macs:
+    """The shape of every weight, and the multiply-adds of the node that multiplies it."""
 
     shapes: dict[str, tuple[int, ...]]
     macs: dict[str, int]
 
-    def after(self, units: Iterable[Unit]) -> tuple[float, float]:
-        """(MACs, parameters) once the union of `units` is gone."""
-        gone: dict[tuple[str, int], list[Array]] = {}
-        for unit in units:
-            for place, indices in unit.places.items():
-                gone.setdefault(place, []).append(indices)
-        shares: dict[str, float] = {}
-        for (name, axis), pieces in gone.items():
-            left = 1 - len(np.unique(np.concatenate(pieces))) / self.shapes[name][axis]
-            shares[name] = shares.get(name, 1.0) * left
-        macs = sum(work * shares.get(name, 1.0) for name, work in self.macs.items())
-        params = sum(float(np.prod(shape)) * shares.get(name, 1.0) for name, shape in self.shapes.items())
-        return macs, params
+    def after(self, units: Iterable[Unit]) -> float:
+        """Multiply-adds: each weight's own, times the share of the weight that stays."""
+        left = shares(self.shapes, units)
+        return sum(work * left.get(name, 1.0) for name, work in self.macs.items())
 
 
-def saved(work: Work, units: Sequence[Unit], counts: Sequence[int], *, by: int) -> Array:
-    """What removing the first `counts[i]` of `units` alone saves; by: 0 MACs, 1 parameters."""
-    whole = work.after(())[by]
-    return np.array([whole - work.after(units[:count])[by] for count in counts])
+@dataclass(frozen=True)
+class Params:
+    """The shape of every weight."""
+
+    shapes: dict[str, tuple[int, ...]]
+
+    def after(self, units: Iterable[Unit]) -> float:
+        """Parameters."""
+        left = shares(self.shapes, units)
+        return sum(float(np.prod(shape)) * left.get(name, 1.0) for name, shape in self.shapes.items())
+
+
+def shares(shapes: dict[str, tuple[int, ...]], units: Iterable[Unit]) -> dict[str, float]:
+    """The share of each weight that stays, where some of it goes."""
+    found: dict[str, float] = {}
+    for (name, axis), count in removed(units).items():
+        found[name] = found.get(name, 1.0) * (1 - count / shapes[name][axis])
+    return found
+
+
+def removed(units: Iterable[Unit]) -> dict[tuple[str, int], int]:
+    """How many indices of each weight axis the union of `units` takes."""
+    gone: dict[tuple[str, int], list[Array]] = {}
+    for unit in units:
+        for place, indices in unit.places.items():
+            gone.setdefault(place, []).append(indices)
+    return {place: len(np.unique(np.concatenate(pieces))) for place, pieces in gone.items()}
+
+
+def saved(measure: Measure, units: Sequence[Unit], counts: Sequence[int]) -> Array:
+    """What removing the first `counts[i]` of `units` alone saves."""
+    whole = measure.after(())
+    return np.array([whole - measure.after(units[:count]) for count in counts])

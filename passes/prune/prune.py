@@ -3,66 +3,48 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
-from onnx_compress.model.cost import cost
-from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.prune.allocate import Choice, at_price, chosen, counts, prices, to_budget
-from onnx_compress.passes.prune.consumers import Consumer, consumers
-from onnx_compress.passes.prune.cost import Work, saved
-from onnx_compress.passes.prune.criteria import CRITERIA, DATA_FREE, Criterion
-from onnx_compress.passes.prune.criteria.context import Context
+from onnx_compress.passes.prune.allocate import at_price, chosen, prices, to_budget
+from onnx_compress.passes.prune.criteria import DATA_FREE, Criterion
 from onnx_compress.passes.prune.cut import Repair, cut
+from onnx_compress.passes.prune.plan import (
+    DAMPING,
+    Plan,
+    by_kind,
+    changes,
+    make_plan,
+    title,
+    unpruned,
+    with_sensitivity,
+)
 from onnx_compress.passes.prune.refit import refit
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
-from onnx_compress.runtime.observe import observe
-from onnx_compress.runtime.requests import Gram
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
     from onnx_compress.model.channels import Unit
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
-    from onnx_compress.passes.prune.curves import Curve
     from onnx_compress.runtime.data import Data
-    from onnx_compress.runtime.layers import LayerInput
-    from onnx_compress.runtime.requests import GramStat
 
     Array = NDArray[Any]
 
-DAMPING = 1e-3  # of the mean of the Gram matrix's diagonal
 TRIALS = 7  # of bisection towards the tolerance: a price good to 1 %
-PROBE = 0.25  # share of a kind that is removed to measure how much its loss moves the outputs
-PROBE_SAMPLES = 128
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is known of the model before anything is cut."""
-
-    model: Model
-    shapes: dict[str, Shape]
-    choices: list[Choice]
-    work: Work
-    grams: dict[LayerInput, GramStat]
-    skips: list[Skip]
-
-    def left(self, units: list[Unit], by: int) -> float:
-        """The fraction of MACs (0) or parameters (1) that stays."""
-        return self.work.after(units)[by] / max(self.work.after(())[by], 1.0)
+ROUNDS = 5  # of re-measuring towards the latency
+CLOSE = 0.02  # of the time: near enough
+BUDGETS = ("channels", "macs", "params", "latency")
 
 
 @dataclass(frozen=True)
@@ -77,16 +59,18 @@ class Prune:
     channels: float | None = option(None, "fraction of the units of each kind to keep", low=0, high=1)
     macs: float | None = option(None, "fraction of the multiply-adds to keep", low=0, high=1)
     params: float | None = option(None, "fraction of the parameters to keep", low=0, high=1)
+    latency: float | None = option(None, "fraction of the measured time to keep", low=0, high=1)
     criterion: Criterion = option("obs", "what decides which units go")
     repair: Repair = option("least-squares", "what makes up for the units that went")
     scope: Literal["global", "layer"] = option(
         "global", "share a budget out over all kinds, or take it from each"
     )
     round_to: Literal["auto"] | int = option("auto", "keep multiples of this many units", low=1, high=1024)
+    steps: int = option(1, "reach a budget in this many rounds of removal and repair", low=1, high=100)
     exclude: str | None = option(None, "regular expression on the names of nodes to leave alone")
 
     def __post_init__(self) -> None:
-        budgets = [name for name in ("channels", "macs", "params") if getattr(self, name) is not None]
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) > 1:
             raise ValueError(f"{' and '.join(budgets)} are both budgets; give one")
         if self.exclude is not None:
@@ -97,13 +81,37 @@ class Prune:
 
     def apply(self, job: Job) -> Result:
         """The job's model without the units that cost least, and what each kind lost."""
-        budget = next(
-            (name for name in ("channels", "macs", "params") if getattr(self, name) is not None), None
-        )
-        if job.data is None and (self.criterion not in DATA_FREE or budget is None):
+        budget = next((name for name in BUDGETS if getattr(self, name) is not None), None)
+        if job.data is None and (self.criterion not in DATA_FREE or budget in (None, "latency")):
             raise UsageError(
-                f"prune needs --data: without it only a criterion of {', '.join(DATA_FREE)} with a budget (channels, macs or params) can run"
+                f"prune needs --data: without it only a criterion of {', '.join(DATA_FREE)} with a budget (channels, "
+                "macs or params) can run"
             )
+        if budget is not None and self.steps > 1:
+            return self._stepwise(job, budget)
+        return self._once(job, budget)
+
+    def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
+        """Every kind of unit some of which could go, and what pins the other weight axes."""
+        units, pinned = Channels(Surgery(model), dict(shapes)).units()
+        possible = [
+            Change(title(members[0]), "remove units", str(len(members)), "") for members in by_kind(units)
+        ]
+        skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
+        return Result(model, possible, skips)
+
+    def _stepwise(self, job: Job, budget: str) -> Result:
+        """The budget in equal factors: each round's Gram matrices are of the model that the last one left."""
+        share = float(getattr(self, budget)) ** (1 / self.steps)
+        once = replace(self, steps=1, **{budget: share})
+        result = Result(job.model)
+        done: list[Change] = []
+        for _ in range(self.steps):
+            result = once.apply(replace(job, model=result.model))
+            done += result.changes
+        return replace(result, changes=done, decisions=list(job.clock.decisions))
+
+    def _once(self, job: Job, budget: str | None) -> Result:
         warnings = []
         repair: Repair = self.repair
         if job.data is None and repair != "none":
@@ -113,128 +121,82 @@ class Prune:
             repair = "none"
         fit, held = job.data.split(0.25, job.seed) if job.data is not None else (None, None)
         multiple = job.clock.round_to() if self.round_to == "auto" else self.round_to
-        plan = self._plan(job, fit, held, repair, multiple)
-        decisions = list(job.clock.decisions)
+        plan = make_plan(
+            job,
+            fit,
+            criterion=self.criterion,
+            exclude=self.exclude,
+            multiple=multiple,
+            budget="params" if budget == "params" else "latency" if budget == "latency" else "macs",
+        )
         if not plan.choices:
-            return Result(job.model, (), plan.skips, decisions, warnings)
-        if budget is not None:
-            units = self._to_budget(plan, budget)
-            model = self._cut(job, plan, units, repair, fit)
-            left = self._left(plan, units, budget)
-            if left > getattr(self, budget) + 0.005:
-                warnings.append(
-                    f"prune: {budget}={getattr(self, budget)} cannot be reached; {left:.3f} is left"
-                )
-        else:
+            return Result(job.model, (), plan.skips, list(job.clock.decisions), warnings)
+        if held is not None and budget != "channels" and self.scope == "global":
+            plan = with_sensitivity(job, plan, held, repair)
+        if budget is None:
             assert held is not None
             model, units = self._to_tolerance(job, plan, repair, fit, held)
-            if units:
-                model, units = self._not_slower(job, model, units)
-        decisions = list(job.clock.decisions)
-        return Result(model, _changes(plan, units), plan.skips + _unpruned(plan, units), decisions, warnings)
+            model, units = self._not_slower(job, model, units) if units else (model, units)
+        else:
+            units, warning = self._to_budget(job, plan, budget)
+            warnings += [warning] if warning else []
+            model = self._cut(job, plan, units, repair, fit)
+        skips = plan.skips + unpruned(plan, units)
+        return Result(model, changes(plan, units), skips, list(job.clock.decisions), warnings)
 
-    def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
-        """Every kind of unit some of which could go, and what pins the other weight axes."""
-        units, pinned = Channels(Surgery(model), dict(shapes)).units()
-        kinds: dict[frozenset[tuple[str, int]], list[Unit]] = defaultdict(list)
-        for unit in units:
-            kinds[unit.kind].append(unit)
-        changes = [
-            Change(_title(members[0]), "remove units", str(len(members)), "")
-            for members in kinds.values()
-            if len(members) > 1
-        ]
-        skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
-        return Result(model, changes, skips)
-
-    def _plan(self, job: Job, fit: Data | None, held: Data | None, repair: Repair, multiple: int) -> _Plan:
-        """Units, their curves and costs."""
-        job.progress(0, 1, "looking at channels")
-        shapes = infer(job.model)
-        surgery = Surgery(job.model)
-        channels = Channels(surgery, shapes)
-        units, pinned = channels.units()
-        skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
-        readers = consumers(surgery, shapes)
-        units, excluded = self._without_excluded(surgery, units)
-        skips += excluded
-        grams = _grams(job, fit, readers, units)
-        weights = {
-            t.name: t.values
-            for node in surgery.graph.nodes
-            for t in node.inputs
-            if isinstance(t, gs.Constant)
-        }
-        rng = np.random.default_rng(job.seed)
-        context = Context(job.model, surgery, readers, fit, grams, job.clock.threads, rng, DAMPING, weights)
-        curves = self._curves(context, units, skips)
-        work = _work(job, channels, readers)
-        choices = [_choice(curve, work, multiple, 1 if self.params is not None else 0) for curve in curves]
-        plan = _Plan(job.model, shapes, choices, work, grams, skips)
-        if held is not None and self.channels is None and self.scope == "global":
-            return _with_sensitivity(job, plan, held, repair)
-        return plan
-
-    def _without_excluded(self, surgery: Surgery, units: list[Unit]) -> tuple[list[Unit], list[Skip]]:
-        if self.exclude is None:
-            return units, []
-        pattern = re.compile(self.exclude)
-        nodes = [node for node in surgery.graph.nodes if pattern.search(node.name)]
-        names = {tensor.name for node in nodes for tensor in node.inputs}
-        left = [unit for unit in units if not any(name in names for name, _ in unit.places)]
-        return left, [Skip(node.name, "excluded") for node in nodes]
-
-    def _curves(self, context: Context, units: list[Unit], skips: list[Skip]) -> list[Curve]:
-        """The order of every kind of unit, by the criterion."""
-        kinds: dict[frozenset[tuple[str, int]], list[Unit]] = defaultdict(list)
-        for unit in units:
-            kinds[unit.kind].append(unit)
-        curves = []
-        for members in kinds.values():
-            if len(members) < 2:
-                continue
-            if self.criterion not in DATA_FREE and not context.reading(members):
-                name, axis = min(members[0].kind)
-                skips.append(Skip(f"{name}[{axis}]", "no layer after it could take over what it did"))
-                continue
-            curves.append(CRITERIA[self.criterion](context, members))
-        return curves
-
-    def _to_budget(self, plan: _Plan, budget: str) -> list[Unit]:
+    def _to_budget(self, job: Job, plan: Plan, budget: str) -> tuple[list[Unit], str]:
+        """The units to remove, and a warning where the budget cannot be reached."""
         keep = float(getattr(self, budget))
+        if budget == "latency":
+            return self._to_latency(job, plan, keep)
         if budget == "channels" or self.scope == "layer":
-            wanted = [round(choice.curve.size * (1 - keep)) for choice in plan.choices]
-            numbers = [
-                int(c.counts[np.searchsorted(c.counts, number, side="right") - 1])
-                for c, number in zip(plan.choices, wanted, strict=True)
-            ]
-            return chosen(plan.choices, numbers)
-        by = 1 if budget == "params" else 0
-        return chosen(plan.choices, to_budget(plan.choices, lambda units: plan.left(units, by), keep))
+            units = self._from_each(plan, keep)
+        else:
+            units = chosen(plan.choices, to_budget(plan.choices, plan.left, keep))
+        everything = max(sum(choice.curve.size for choice in plan.choices), 1)
+        left = 1 - len(units) / everything if budget == "channels" else plan.left(units)
+        # > rounding up to whole units is no failure
+        missed = left > keep + 0.005 and budget != "channels"
+        return units, f"prune: {budget}={keep} cannot be reached; {left:.3f} is left" if missed else ""
 
-    def _left(self, plan: _Plan, units: list[Unit], budget: str) -> float:
-        if budget == "channels":
-            return 1 - len(units) / max(sum(choice.curve.size for choice in plan.choices), 1)
-        return plan.left(units, 1 if budget == "params" else 0)
+    def _from_each(self, plan: Plan, keep: float) -> list[Unit]:
+        """The same share of every kind."""
+        numbers = []
+        for choice in plan.choices:
+            wanted = round(choice.curve.size * (1 - keep))
+            numbers.append(int(choice.counts[np.searchsorted(choice.counts, wanted, side="right") - 1]))
+        return chosen(plan.choices, numbers)
 
-    def _cut(self, job: Job, plan: _Plan, units: list[Unit], repair: Repair, fit: Data | None) -> Model:
+    def _to_latency(self, job: Job, plan: Plan, keep: float) -> tuple[list[Unit], str]:
+        """By the table of layer times first, then corrected by what the whole model really takes."""
+        assert job.data is not None
+        feeds = next(iter(job.data.batches(job.batch)))
+        before = job.finish(job.model)
+        units: list[Unit] = []
+        aim, left = keep, 1.0
+        for _ in range(ROUNDS):
+            units = chosen(plan.choices, to_budget(plan.choices, plan.left, aim))
+            candidate = cut(plan.model, plan.shapes, units, plan.grams, "none", DAMPING)
+            gain = job.clock.propose(f"* at {aim:.4f}", before, job.finish(candidate), feeds).value
+            left = 1 - gain
+            if keep - 2 * CLOSE <= left <= keep:
+                break
+            aim = max(0.02, aim * (keep - CLOSE / 2) / max(left, 0.02))
+        missed = left > keep + CLOSE
+        return units, f"prune: latency={keep} was not reached; {left:.3f} is left" if missed else ""
+
+    def _cut(self, job: Job, plan: Plan, units: list[Unit], repair: Repair, fit: Data | None) -> Model:
         model = cut(plan.model, plan.shapes, units, plan.grams, repair, DAMPING)
         if repair != "least-squares" or fit is None or not units:
             return model
         original = job.original if _same_tensors(job.original, plan.model) else plan.model
+        threads = job.clock.threads
         return refit(
-            model,
-            original,
-            plan.shapes,
-            units,
-            fit,
-            threads=job.clock.threads,
-            damping=DAMPING,
-            progress=job.progress,
+            model, original, plan.shapes, units, fit, threads=threads, damping=DAMPING, progress=job.progress
         )
 
     def _to_tolerance(
-        self, job: Job, plan: _Plan, repair: Repair, fit: Data | None, held: Data
+        self, job: Job, plan: Plan, repair: Repair, fit: Data | None, held: Data
     ) -> tuple[Model, list[Unit]]:
         """The most that can go within the tolerance, by bisection on the price of work, then refitted."""
         tolerance = self.tolerance if self.tolerance is not None else np.inf
@@ -268,101 +230,14 @@ class Prune:
 
     def _not_slower(self, job: Job, model: Model, units: list[Unit]) -> tuple[Model, list[Unit]]:
         """The pruned model, unless the clock says that it is slower as it will be shipped."""
-        feeds = _feeds(job)
-        if feeds is None:
-            return model, units
-        decision = job.clock.decide(
-            "*", "keep", job.finish(job.model), job.finish(model), feeds, "not-slower"
-        )
-        return (model, units) if decision.kept else (job.model, [])
-
-
-def _feeds(job: Job) -> dict[str, Array] | None:
-    """One sample, for the clock."""
-    return None if job.data is None else next(iter(job.data.batches(1)), None)
-
-
-def _grams(
-    job: Job, fit: Data | None, readers: list[Consumer], units: list[Unit]
-) -> dict[LayerInput, GramStat]:
-    """The Gram matrix of every layer that reads a channel that may go."""
-    if fit is None:
-        return {}
-    places = {place for unit in units for place in unit.places}
-    layers = {r.layer for r in readers if (r.weight.name, r.inner) in places}
-    job.progress(0, 1, "observing")
-    found = observe(job.model, fit, [Gram(layer) for layer in layers], threads=job.clock.threads)
-    return {layer: found[Gram(layer)] for layer in layers}
-
-
-def _work(job: Job, channels: Channels, readers: list[Consumer]) -> Work:
-    shapes = {name: tuple(int(s) for s in constant.shape) for name, constant in channels.constants.items()}
-    concrete = infer(job.model, job.input_shapes or None)
-    by_node = {layer.node: layer.macs for layer in cost(job.model, concrete).layers}
-    macs: dict[str, int] = {}
-    for reader in readers:
-        macs[reader.weight.name] = macs.get(reader.weight.name, 0) + by_node.get(reader.name, 0)
-    return Work(shapes, macs)
-
-
-def _choice(curve: Curve, work: Work, multiple: int, by: int) -> Choice:
-    numbers = counts(curve.size, multiple)
-    return Choice(curve, numbers, curve.loss[numbers], saved(work, curve.units, numbers.tolist(), by=by))
-
-
-def _with_sensitivity(job: Job, plan: _Plan, held: Data, repair: Repair) -> _Plan:
-    """Every curve's errors times what a quarter of its loss does to the outputs, measured kind by kind."""
-    few = held.take(PROBE_SAMPLES)
-    reference = Reference(job.original, few, threads=job.clock.threads)
-    base = reference.error(job.model)
-    choices = []
-    for done, choice in enumerate(plan.choices):
-        job.progress(done, len(plan.choices), "probing")
-        number = max(1, round(choice.curve.size * PROBE))
-        probe = cut(plan.model, plan.shapes, choice.curve.units[:number], plan.grams, repair, DAMPING)
-        moved = max(reference.error(probe) - base, 1e-9)
-        factor = moved / max(float(choice.curve.loss[number]), 1e-12)
-        choices.append(Choice(choice.curve, choice.counts, choice.error * factor, choice.saved))
-    return _Plan(plan.model, plan.shapes, choices, plan.work, plan.grams, plan.skips)
+        assert job.data is not None
+        feeds = next(iter(job.data.batches(job.batch)))
+        before, after = job.finish(job.model), job.finish(model)
+        kept = job.clock.decide("*", "keep", before, after, feeds, "not-slower").kept
+        return (model, units) if kept else (job.model, [])
 
 
 def _same_tensors(original: Model, model: Model) -> bool:
     """Whether every tensor of `model` is one of the original's too, so that it can be aimed at."""
     names = {name for node in original.proto.graph.node for name in node.output}
     return all(name in names for node in model.proto.graph.node for name in node.output)
-
-
-def _changes(plan: _Plan, units: Sequence[Unit]) -> list[Change]:
-    gone = {id(unit) for unit in units}
-    changes = []
-    for choice in plan.choices:
-        number = sum(id(unit) in gone for unit in choice.curve.units)
-        if number:
-            size = choice.curve.size
-            changes.append(
-                Change(
-                    _title(choice.curve.units[0]),
-                    "units",
-                    str(size),
-                    str(size - number),
-                    float(choice.curve.loss[number]),
-                )
-            )
-    return changes
-
-
-def _unpruned(plan: _Plan, units: Sequence[Unit]) -> list[Skip]:
-    gone = {id(unit) for unit in units}
-    why = "its units are all worth more than the work they cost"
-    return [
-        Skip(_title(c.curve.units[0]), why)
-        for c in plan.choices
-        if not any(id(unit) in gone for unit in c.curve.units)
-    ]
-
-
-def _title(unit: Unit) -> str:
-    """A kind by the weights it takes from: the first two and how many more."""
-    names = sorted({name for name, _ in unit.places})
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return ", ".join(names[:2]) + more

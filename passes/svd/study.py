@@ -156,11 +156,11 @@ def first_shapes(job: Job) -> dict[str, tuple[int, ...]]:
 
 
 def first_feeds(job: Job) -> dict[str, Array]:
-    """One sample, to run the model on."""
+    """One batch, to run the model on."""
     data = job.data
     if data is None or job.input_shapes:
         data = random_data(input_specs(job.model), 1, job.seed, job.input_shapes, model=job.model)
-    feeds = next(iter(data.batches(1)), None)
+    feeds = next(iter(data.batches(job.batch)), None)
     if feeds is None:
         raise InputError("there are no samples")
     return dict(feeds)

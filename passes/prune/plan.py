@@ -1,0 +1,199 @@
+"""What is known of a model before anything is cut: units, the order in which they go, what that costs and what it saves."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from onnx_compress.contract import Change, Job, Skip
+from onnx_compress.model.channels import Channels
+from onnx_compress.model.cost import cost
+from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.prune.allocate import Choice, counts
+from onnx_compress.passes.prune.consumers import Consumer, consumers
+from onnx_compress.passes.prune.cost import Macs, Measure, Params, saved
+from onnx_compress.passes.prune.criteria import CRITERIA, DATA_FREE, Criterion
+from onnx_compress.passes.prune.criteria.context import Context
+from onnx_compress.passes.prune.cut import Repair, cut
+from onnx_compress.passes.prune.speed import measure
+from onnx_compress.preflight import shapes_at
+from onnx_compress.runtime.agreement import Reference
+from onnx_compress.runtime.observe import observe
+from onnx_compress.runtime.requests import Gram
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.model.channels import Unit
+    from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.prune.curves import Curve
+    from onnx_compress.runtime.data import Data
+    from onnx_compress.runtime.layers import LayerInput
+    from onnx_compress.runtime.requests import GramStat
+
+    Array = NDArray[Any]
+    Budget = Literal["macs", "params", "latency"]
+
+DAMPING = 1e-3  # of the mean of the Gram matrix's diagonal
+PROBE = 0.25  # share of a kind that is removed to measure how much its loss moves the outputs
+PROBE_SAMPLES = 128
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model, its units as choices, what a budget measures, and what was left alone."""
+
+    model: Model
+    shapes: dict[str, Shape]
+    choices: list[Choice]
+    measure: Measure
+    grams: dict[LayerInput, GramStat]
+    skips: list[Skip]
+
+    def left(self, units: list[Unit]) -> float:
+        """The fraction of what is measured that stays."""
+        return self.measure.after(units) / max(self.measure.after(()), 1e-12)
+
+
+def make_plan(
+    job: Job,
+    fit: Data | None,
+    *,
+    criterion: Criterion,
+    exclude: str | None,
+    multiple: int,
+    budget: Budget = "macs",
+) -> Plan:
+    """Units, their order by the criterion, and what each number of them saves of the budget."""
+    job.progress(0, 1, "looking at channels")
+    shapes = infer(job.model)
+    surgery = Surgery(job.model)
+    channels = Channels(surgery, shapes)
+    units, pinned = channels.units()
+    skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
+    readers = consumers(surgery, shapes)
+    if exclude is not None:
+        units, excluded = _without(surgery, units, exclude)
+        skips += excluded
+    grams = _grams(job, fit, readers, units)
+    weights = {t.name: t.values for n in surgery.graph.nodes for t in n.inputs if isinstance(t, gs.Constant)}
+    rng = np.random.default_rng(job.seed)
+    context = Context(job.model, surgery, readers, fit, grams, job.clock.threads, rng, DAMPING, weights)
+    curves = _curves(context, units, criterion, skips)
+    what = _measure(job, channels, readers, budget, multiple)
+    choices = []
+    for curve in curves:
+        numbers = counts(curve.size, multiple)
+        choices.append(
+            Choice(curve, numbers, curve.loss[numbers], saved(what, curve.units, numbers.tolist()))
+        )
+    return Plan(job.model, shapes, choices, what, grams, skips)
+
+
+def with_sensitivity(job: Job, plan: Plan, held: Data, repair: Repair) -> Plan:
+    """Every curve's errors times what a quarter of its loss does to the outputs, measured kind by kind."""
+    few = held.take(PROBE_SAMPLES)
+    reference = Reference(job.original, few, threads=job.clock.threads)
+    base = reference.error(job.model)
+    choices = []
+    for done, choice in enumerate(plan.choices):
+        job.progress(done, len(plan.choices), "probing")
+        number = max(1, round(choice.curve.size * PROBE))
+        probe = cut(plan.model, plan.shapes, choice.curve.units[:number], plan.grams, repair, DAMPING)
+        moved = max(reference.error(probe) - base, 1e-9)
+        factor = moved / max(float(choice.curve.loss[number]), 1e-12)
+        choices.append(replace(choice, error=choice.error * factor))
+    return replace(plan, choices=choices)
+
+
+def by_kind(units: Sequence[Unit]) -> list[list[Unit]]:
+    """Units that are alternatives to each other, together; kinds of one unit, which cannot go, left out."""
+    kinds: dict[frozenset[tuple[str, int]], list[Unit]] = defaultdict(list)
+    for unit in units:
+        kinds[unit.kind].append(unit)
+    return [members for members in kinds.values() if len(members) > 1]
+
+
+def changes(plan: Plan, units: Sequence[Unit]) -> list[Change]:
+    """What each kind lost."""
+    gone = {id(unit) for unit in units}
+    found = []
+    for choice in plan.choices:
+        number = sum(id(unit) in gone for unit in choice.curve.units)
+        if number:
+            size, loss = choice.curve.size, float(choice.curve.loss[number])
+            found.append(Change(title(choice.curve.units[0]), "units", str(size), str(size - number), loss))
+    return found
+
+
+def unpruned(plan: Plan, units: Sequence[Unit]) -> list[Skip]:
+    """The kinds that lost nothing."""
+    gone = {id(unit) for unit in units}
+    why = "its units are all worth more than the work they cost"
+    whole = [c for c in plan.choices if not any(id(unit) in gone for unit in c.curve.units)]
+    return [Skip(title(choice.curve.units[0]), why) for choice in whole]
+
+
+def title(unit: Unit) -> str:
+    """A kind by the weights it takes from: the first two and how many more."""
+    names = sorted({name for name, _ in unit.places})
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return ", ".join(names[:2]) + more
+
+
+def _without(surgery: Surgery, units: list[Unit], exclude: str) -> tuple[list[Unit], list[Skip]]:
+    pattern = re.compile(exclude)
+    nodes = [node for node in surgery.graph.nodes if pattern.search(node.name)]
+    names = {tensor.name for node in nodes for tensor in node.inputs}
+    left = [unit for unit in units if not any(name in names for name, _ in unit.places)]
+    return left, [Skip(node.name, "excluded") for node in nodes]
+
+
+def _curves(context: Context, units: list[Unit], criterion: Criterion, skips: list[Skip]) -> list[Curve]:
+    """The order of every kind of unit, by the criterion."""
+    curves = []
+    for members in by_kind(units):
+        if criterion not in DATA_FREE and not context.reading(members):
+            name, axis = min(members[0].kind)
+            skips.append(Skip(f"{name}[{axis}]", "no layer after it could take over what it did"))
+        else:
+            curves.append(CRITERIA[criterion](context, members))
+    return curves
+
+
+def _grams(
+    job: Job, fit: Data | None, readers: list[Consumer], units: list[Unit]
+) -> dict[LayerInput, GramStat]:
+    """The Gram matrix of every layer that reads a channel that may go."""
+    if fit is None:
+        return {}
+    places = {place for unit in units for place in unit.places}
+    layers = {r.layer for r in readers if (r.weight.name, r.inner) in places}
+    job.progress(0, 1, "observing")
+    found = observe(job.model, fit, [Gram(layer) for layer in layers], threads=job.clock.threads)
+    return {layer: found[Gram(layer)] for layer in layers}
+
+
+def _measure(job: Job, channels: Channels, readers: list[Consumer], budget: Budget, multiple: int) -> Measure:
+    shapes = {name: tuple(int(s) for s in constant.shape) for name, constant in channels.constants.items()}
+    if budget == "params":
+        return Params(shapes)
+    if budget == "latency":
+        assert job.data is not None
+        feeds = next(iter(job.data.batches(job.batch)))
+        return measure(job, readers, shapes_at(job.model, feeds), multiple)
+    concrete = infer(job.model, job.input_shapes or None)
+    by_node = {layer.node: layer.macs for layer in cost(job.model, concrete).layers}
+    macs: dict[str, int] = {}
+    for reader in readers:
+        macs[reader.weight.name] = macs.get(reader.weight.name, 0) + by_node.get(reader.name, 0)
+    return Macs(shapes, macs)
