@@ -135,3 +135,22 @@ def test_types_of_tensors() -> None:
     types = dtypes(subject)
     names = {name: onnx.TensorProto.DataType.Name(number) for name, number in types.items()}
     assert names == {"x": "FLOAT", "i": "INT64", "y": "FLOAT16", "k": "INT64"}
+
+
+def test_an_axis_that_no_symbol_moves_is_static() -> None:
+    """onnx alone gives a Reshape to -1 beside a symbolic batch a name of its own, the channels' count notwithstanding."""
+    model = onnx.parser.parse_model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        g (float[N,2,3,T] x) => (float[A,B,C] y) {
+            s = Shape<end=1>(x)
+            r = Constant<value_ints=[-1]>()
+            t = Shape<start=3>(x)
+            c = Concat<axis=0>(s, r, t)
+            y = Reshape(x, c)
+        }""")
+    del model.graph.output[0].type.tensor_type.shape.dim[:]
+    for name in "ABC":
+        model.graph.output[0].type.tensor_type.shape.dim.add().dim_param = name
+    shape = infer(Model.from_proto(model))["y"]
+    assert shape[1] == 6
+    assert not any(isinstance(shape[axis], int) for axis in (0, 2))

@@ -26,11 +26,51 @@ def infer(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None = Non
     Raises UsageError where `input_shapes` names no input or contradicts its declared shape; never where onnx merely
     cannot infer something.
     """
+    found = _all_shapes(model, input_shapes)
+    return found if input_shapes else _settled(model, found)
+
+
+def _all_shapes(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None) -> dict[str, Shape]:
     found: dict[str, set[Shape]] = {}
     for graph in graphs(_inferred(model, input_shapes).graph):
         for name, shape in _shapes(graph):
             found.setdefault(name, set()).add(shape)
     return {name: shapes.pop() for name, shapes in found.items() if len(shapes) == 1}
+
+
+def _settled(model: Model, found: dict[str, Shape]) -> dict[str, Shape]:
+    """`found`, with the axes that have the same size at two sizes of every symbolic axis of the inputs."""
+    inputs = {value.name: found.get(value.name) for value in model.proto.graph.input}
+    named = {axis for shape in inputs.values() for axis in shape or () if not isinstance(axis, int)}
+    axes = {axis for shape in found.values() for axis in shape if not isinstance(axis, int)}
+    if not named or not axes - named | (axes & {None}):
+        return found
+    runs = []
+    for size in _TRIAL_SIZES:
+        fixed = {
+            name: tuple(axis if isinstance(axis, int) else size for axis in shape)
+            for name, shape in inputs.items()
+            if shape is not None
+        }
+        runs.append(_all_shapes(model, fixed))
+    return {name: _agreed(shape, [run.get(name) for run in runs]) for name, shape in found.items()}
+
+
+_TRIAL_SIZES = (64, 192)  # multiples of what detectors stride by, below what most position tables hold
+
+
+def _agreed(shape: Shape, trials: list[Shape | None]) -> Shape:
+    if any(trial is None or len(trial) != len(shape) for trial in trials):
+        return shape
+    first, *others = [trial for trial in trials if trial is not None]
+    return tuple(
+        first[i]
+        if not isinstance(axis, int)
+        and isinstance(first[i], int)
+        and all(trial[i] == first[i] for trial in others)
+        else axis
+        for i, axis in enumerate(shape)
+    )
 
 
 def dtypes(model: Model) -> dict[str, int]:
