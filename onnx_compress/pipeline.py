@@ -140,6 +140,8 @@ def run(request: Request, progress: Progress = _silent) -> Compressed:
             seed=request.seed,
             threads=words.clock.threads,
         )
+    if found.single:
+        inputs = inputs.one_by_one()
     stages = Stages([("original", model)], warnings=[*inputs.warnings, *found.warnings])
     line = Line(
         model,
@@ -208,6 +210,7 @@ def _prove(
     data = inputs.eval or inputs.data
     if data is None:
         data = random_data(specs, RANDOM_SAMPLES, request.seed, request.input_shapes, before)
+        data = replace(data, fixed=1) if inputs.single else data
     feeds = first_feeds(before, request.input_shapes, inputs.eval or inputs.data, request.seed, request.batch)
     verification = compare_models(
         before,
@@ -364,6 +367,8 @@ def compare(
             threads=words.clock.threads,
         )
         _check_inputs(first, second)
+    if found.single:
+        inputs = inputs.one_by_one()
     if not found.runs:
         raise InputError(found.warnings[0])
     with watch("verify"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+BATCH = 4  # samples: what a model that takes any number of them is tried with
 CHUNK = 100  # tensors fetched by one run: their values are in memory together
 # what onnxruntime says of an operator that it knows but has no kernel for, or of a domain that is not its own
 _NOT_RUNNABLE = re.compile(
@@ -37,13 +38,15 @@ class Preflight:
     """What one run showed.
 
     feeds: one batch that runs; shapes: of the tensors of the main graph at least, symbolic axes by name or None;
-    dtypes: TensorProto types; runs: False where onnxruntime lacks an operator of the model, which is then a warning.
+    dtypes: TensorProto types; runs: False where onnxruntime lacks an operator of the model, which is then a warning;
+    single: True where the model runs on one sample at a time only, although its batch axis is symbolic.
     """
 
     feeds: dict[str, Array]
     shapes: dict[str, Shape]
     dtypes: dict[str, int]
     runs: bool = True
+    single: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
@@ -73,7 +76,23 @@ def preflight(
         how = "random inputs: give --data, or sizes with --input-shapes" if data is None else data.source
         raise InputError(f"the model loads but does not run on {how}: {error}") from error
     shapes, types = _symbolic(model, feeds, threads)
-    return Preflight(feeds, shapes, types)
+    single = not _runs_in_batches(model, session, input_shapes, data, seed)
+    return Preflight(feeds, shapes, types, single=single)
+
+
+def _runs_in_batches(
+    model: Model,
+    session: Session,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    data: Data | None,
+    seed: int,
+) -> bool:
+    """Exports often fix the batch in a Reshape and still declare it symbolic."""
+    try:
+        session.run(first_feeds(model, input_shapes, data, seed, BATCH))
+    except LimitError:
+        return False
+    return True
 
 
 def first_feeds(

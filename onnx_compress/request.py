@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,11 +166,19 @@ def load_model(model: Any) -> Model:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The data of a run: to calibrate on, and to evaluate on with targets."""
+    """The data of a run: to calibrate on, and to evaluate on with targets. single: in batches of one sample."""
 
     data: Data | None = None
     eval: Data | None = None
     warnings: tuple[str, ...] = ()
+    single: bool = False
+
+    def one_by_one(self) -> Inputs:
+        """The same, in batches of one sample."""
+        data, evaluation = (
+            None if part is None else replace(part, fixed=1) for part in (self.data, self.eval)
+        )
+        return replace(self, data=data, eval=evaluation, single=True)
 
 
 def open_inputs(model: Model, request: Request) -> Inputs:

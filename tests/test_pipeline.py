@@ -356,6 +356,13 @@ def test_without_data_agreement_is_of_random_inputs_and_labelled_so(model: Path)
     assert found["agreement"][0]["samples"] == found["data"]["samples"] > 1
 
 
+def test_a_model_that_takes_one_sample_at_a_time_gets_one(data: Path) -> None:
+    fixed = "c = Constant<value = int64[2] {1, 8}>() h = Reshape(x, c) y = MatMul(h, w)"
+    for given in (data, None):
+        found = compress(proto(fixed), [Scale(by=2.0)], data=given, threads=1).report
+        assert found["agreement"][0]["sqnr_db"] == pytest.approx(0, abs=0.01)
+
+
 def test_no_verify_measures_nothing(model: Path, data: Path) -> None:
     found = compress(model, [Scale()], data=data, verify=False, threads=1).report
     assert (found["agreement"], found["metric"], found["latency"]) == ([], None, None)

@@ -110,3 +110,11 @@ def test_a_run_that_fails_is_refused_and_says_what_to_give() -> None:
         preflight(of)
     with pytest.raises(InputError, match="feeds from Python"):
         preflight(of, data=open_data([{"x": np.zeros((2, 4), np.float32)}], input_specs(of)))
+
+
+def test_a_batch_axis_that_is_symbolic_in_name_only_is_found() -> None:
+    of = model("c = Constant<value = int64[2] {1, 4}>() y = Reshape(x, c)", outputs="float[A, B] y")
+    assert preflight(of).single
+    x = np.ones((5, 4), np.float32)
+    assert preflight(of, data=open_data([{"x": x}], input_specs(of))).single
+    assert not preflight(model("y = Relu(x)")).single
