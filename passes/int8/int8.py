@@ -7,11 +7,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from onnx_compress.contract import Job, Result, Skip
+from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.lower import lower
 from onnx_compress.passes.int8.opset import raised
+from onnx_compress.passes.int8.placement import place
 from onnx_compress.passes.int8.quantizer import Choices, Quantizer
 from onnx_compress.passes.int8.search import Search
 from onnx_compress.recipe import option
@@ -21,7 +22,10 @@ from onnx_compress.runtime.machine import products_saturate
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from onnx_compress.model.document import Model
+    from onnx_compress.model.shapes import Shape
     from onnx_compress.runtime.data import Data
 
 RANDOM_SAMPLES = 32
@@ -78,6 +82,15 @@ class Int8:
         if self.bits < 8:
             warnings.append("int8: weights have 7 bits, since 8-bit products may saturate on this processor")
         return Result(found.model, found.changes, found.skips, search.decisions, warnings)
+
+    def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
+        """Every layer that could run in int8, and why the others stay in float: for `onnx-compress inspect`."""
+        if is_quantized(model):
+            return Result(model, skips=[Skip("*", "the model is quantized already")])
+        keep = dict.fromkeys(self.excluded(model), f"excluded by exclude={self.exclude}")
+        placement = place(Surgery(lower(model, shapes, keep)).graph, keep)
+        changes = [Change(name, "quantize", "float32", "int8") for name in placement.layers]
+        return Result(model, changes, [Skip(name, why) for name, why in placement.left.items()])
 
     def preview(self, job: Job) -> Model:
         """`job.model` as this pass would leave it, quickly: for clock decisions of earlier passes."""

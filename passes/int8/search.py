@@ -122,7 +122,10 @@ class Search:
         return decision
 
     def _faster(self, fewer: Model, full: Model) -> bool:
-        return self._decide("int8 between layers", fewer, full, "faster").kept
+        return (
+            self.options.keep_if == "always"
+            or self._decide("int8 between layers", fewer, full, "faster").kept
+        )
 
     def _found(self, quantizer: Quantizer, model: Model, placement: Placement) -> Found:
         changes = tuple(_change(quantizer, name, self.options.activations) for name in placement.layers)
