@@ -30,7 +30,7 @@ from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-TRIALS = 7  # of bisection towards the tolerance: a price good to 1 %
+TRIALS = 9  # of bisection towards the tolerance
+FITS = 3  # candidates that are refitted, each smaller than the one before
 ROUNDS = 5  # of re-measuring towards the latency
 CLOSE = 0.02  # of the time: near enough
 BUDGETS = ("channels", "macs", "params", "latency")
@@ -198,34 +199,35 @@ class Prune:
     def _to_tolerance(
         self, job: Job, plan: Plan, repair: Repair, fit: Data | None, held: Data
     ) -> tuple[Model, list[Unit]]:
-        """The most that can go within the tolerance, by bisection on the price of work, then refitted."""
+        """The most that can go within the tolerance, by bisection on the price of work, then refitted.
+
+        The search looks at the cut model and expects what refitting gains: a half at first, then as measured.
+        """
         tolerance = self.tolerance if self.tolerance is not None else np.inf
         reference = Reference(job.original, held, threads=job.clock.threads)
         allowed = reference.error(job.model) + tolerance
-        low, high = prices(plan.choices)
-        best: list[Unit] = []
-        tried: dict[tuple[int, ...], bool] = {}
-        for trial in range(TRIALS):
-            job.progress(trial, TRIALS, "looking for the width")
-            middle = float(np.sqrt(low * high))
-            numbers = tuple(at_price(plan.choices, middle))
-            units = chosen(plan.choices, numbers)
-            if numbers not in tried:
-                trial_model = cut(plan.model, plan.shapes, units, plan.grams, repair, DAMPING)
-                # refitted in order, the error of a cut falls to about a half: the search allows for it
-                slack = 2.0 if repair == "least-squares" else 1.0
-                tried[numbers] = reference.error(trial_model) <= allowed * slack
-            if tried[numbers]:
-                best, low = units, middle
-            else:
-                high = middle
-        while best:
-            model = self._cut(job, plan, best, repair, fit)
-            if reference.error(model) <= allowed:
-                return model, best
-            low /= 2
-            fewer = chosen(plan.choices, at_price(plan.choices, low))
-            best = fewer if len(fewer) < len(best) else []
+        known: dict[tuple[int, ...], float] = {}
+
+        def error_of(numbers: tuple[int, ...]) -> float:
+            if numbers not in known:
+                trial = cut(
+                    plan.model, plan.shapes, chosen(plan.choices, numbers), plan.grams, repair, DAMPING
+                )
+                known[numbers] = reference.error(trial)
+            return known[numbers]
+
+        gain = 0.5 if repair == "least-squares" else 1.0
+        for _ in range(FITS):
+            best = _largest(plan, lambda numbers, gain=gain: error_of(numbers) * gain <= allowed)  # type: ignore[misc]
+            if not any(best):
+                break
+            units = chosen(plan.choices, best)
+            model = self._cut(job, plan, units, repair, fit)
+            error = reference.error(model)
+            if error <= allowed:
+                return model, units
+            # a little more than measured, so that the next one is smaller
+            gain = 1.1 * max(error / max(known[best], 1e-12), gain)
         return job.model, []
 
     def _not_slower(self, job: Job, model: Model, units: list[Unit]) -> tuple[Model, list[Unit]]:
@@ -235,6 +237,20 @@ class Prune:
         before, after = job.finish(job.model), job.finish(model)
         kept = job.clock.decide("*", "keep", before, after, feeds, "not-slower").kept
         return (model, units) if kept else (job.model, [])
+
+
+def _largest(plan: Plan, fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
+    """How many of each kind may go at the highest price at which the result still fits."""
+    low, high = prices(plan.choices)
+    best = tuple(0 for _ in plan.choices)
+    for _ in range(TRIALS):
+        middle = float(np.sqrt(low * high))
+        numbers = tuple(at_price(plan.choices, middle))
+        if fits(numbers):
+            best, low = numbers, middle
+        else:
+            high = middle
+    return best
 
 
 def _same_tensors(original: Model, model: Model) -> bool:

@@ -59,7 +59,7 @@ def refit(
     shapes: of `original`. The layers of one depth do not feed each other, so they share a sweep.
     """
     kept = _kept_outputs(original, shapes, units)
-    stages = _stages(model, kept)
+    stages = _stages(model, kept, {name for unit in units for name, _ in unit.places})
     for done, aims in enumerate(stages):
         progress(done, len(stages), "refitting")
         reference = _narrowed(original, aims, kept)
@@ -119,15 +119,19 @@ def _kept_outputs(
     return kept
 
 
-def _stages(model: Model, kept: Mapping[str, Any]) -> list[list[Aim]]:
-    """The layers to refit, by depth: how many layers stand before each."""
+def _stages(model: Model, kept: Mapping[str, Any], cut_weights: set[str]) -> list[list[Aim]]:
+    """The layers that a cut changed, themselves or what they read, by depth: how many such layers stand before each."""
     surgery = Surgery(model)
     readers = {id(reader.node): reader for reader in consumers(surgery, {}) if reader.name in kept}
     depth: dict[str, int] = {}
+    drifted: set[str] = set()
     stages: dict[int, list[Aim]] = {}
     for node in surgery.graph.nodes:
         level = max((depth.get(tensor.name, 0) for tensor in node.inputs), default=0)
-        reader = readers.get(id(node))
+        changed = any(tensor.name in drifted or tensor.name in cut_weights for tensor in node.inputs)
+        if changed:
+            drifted.update(tensor.name for tensor in node.outputs)
+        reader = readers.get(id(node)) if changed else None
         if reader is not None and len(reader.weight.outputs) == 1:
             aim, wait = _aim(reader, depth)
             level = max(level, wait)
