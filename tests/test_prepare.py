@@ -462,6 +462,30 @@ def test_transposes_that_undo_each_other_go() -> None:
     assert ops(result.model) == ["Transpose", "Conv", "Relu", "Conv", "Transpose"]
 
 
+def test_a_channels_last_residual_net_loses_its_inner_transposes() -> None:
+    """Both branches come transposed to the Add, and to the Concat: one Transpose behind does for them."""
+    result = prepared(
+        read("""
+        g (float[N,3,8,8] x) => (float[N,8,8,7] y) <float[4,3,3,3] w, float[4,4,3,3] v, float[3,4,1,1] u, float[4] s> {
+            a = Conv <pads = [1, 1, 1, 1]> (x, w)
+            a1 = Transpose <perm = [0, 2, 3, 1]> (a)
+            r = Relu (a1)
+            r1 = Transpose <perm = [0, 3, 1, 2]> (r)
+            b = Conv <pads = [1, 1, 1, 1]> (r1, v)
+            b1 = Transpose <perm = [0, 2, 3, 1]> (b)
+            b2 = Mul (b1, s)
+            c = Add (b2, r)
+            c1 = Clip (c)
+            d1 = Transpose <perm = [0, 3, 1, 2]> (c1)
+            d = Conv (d1, u)
+            d2 = Transpose <perm = [0, 2, 3, 1]> (d)
+            y = Concat <axis = -1> (c1, d2)
+        }
+    """)
+    )
+    assert ops(result.model) == ["Conv", "Relu", "Conv", "Add", "Clip", "Conv", "Concat", "Transpose"]
+
+
 def test_two_transposes_in_a_row_become_one() -> None:
     result = prepared(
         read("""
