@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from channel_cases import parse
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
@@ -119,3 +120,21 @@ def test_some_unit_always_stays_and_widths_are_round(size: int, multiple: int) -
     kept = size - counts(size, multiple)
     assert kept.min() >= 1
     assert np.all((kept % multiple == 0) | (kept == size) | (size < 2 * multiple))
+
+
+def test_a_layer_without_a_bias_gets_one_of_the_right_length(data: Data) -> None:
+    """Both its inputs and its outputs lose channels, so the bias that the repair makes must lose some too."""
+    proto = parse("""g (float[N,1,28,28] x, float[8,1,3,3] w1, float[8,8,3,3] w2, float[3,8,1,1] w3) => (float[N,3,24,24] y) {
+        a = Conv(x, w1)
+        b = Relu(a)
+        c = Conv(b, w2)
+        d = Relu(c)
+        y = Conv(d, w3) }""")
+    loaded = Model.from_proto(proto)
+    images = open_data([{"x": next(iter(data.batches(64)))["input"]}], input_specs(loaded), samples=64)
+    result = run(loaded, images, channels=0.5, round_to=1)
+    shapes = sorted(list(t.dims) for t in result.model.proto.graph.initializer if len(t.dims) == 1)
+    assert shapes == [[3], [4], [4]]
+    assert output_error(loaded, result.model, images) < output_error(
+        loaded, run(loaded, images, channels=0.5, round_to=1, repair="none").model, images
+    )

@@ -47,6 +47,7 @@ def cut(
             gone = [unit for unit in units if (reader.weight.name, reader.inner) in unit.places]
             if gone and reader.layer in grams:
                 _absorb(surgery, reader, gone, grams[reader.layer], repair, damping)
+                _label_bias(channels, reader)
     channels.remove(units)
     return surgery.commit()
 
@@ -72,6 +73,18 @@ def _absorb(
         add_bias(surgery, reader, shift.ravel())
 
 
+def _label_bias(channels: Channels, reader: Consumer) -> None:
+    """A bias that the repair made or un-shared has the labels of the layer's outputs."""
+    node = bias_add(reader.node) or reader.node
+    for tensor in node.inputs:
+        if (
+            isinstance(tensor, gs.Constant)
+            and tensor.name not in channels.constants
+            and len(tensor.shape) == 1
+        ):
+            channels.tie(channels.axes(tensor)[0], channels.axes(reader.weight)[reader.outer])
+
+
 def store(reader: Consumer, rows: Array) -> None:
     """Writes `rows` (groups, N/groups, K) back as the stored weight."""
     before = reader.weight.values
@@ -85,6 +98,8 @@ def store(reader: Consumer, rows: Array) -> None:
 
 def has_bias(reader: Consumer) -> bool:
     """Whether a constant can be added to the layer's output without another node."""
+    if reader.node.op == "ConvTranspose" and reader.group > 1:
+        return False  # its outputs are not an axis of its weight
     return reader.node.op in ("Conv", "ConvTranspose", "Gemm") or bias_add(reader.node) is not None
 
 
@@ -97,10 +112,8 @@ def add_bias(surgery: Surgery, reader: Consumer, shift: Array) -> None:
     elif has_bias(reader):
         beta = float(reader.node.attrs.get("beta", 1.0)) if reader.node.op == "Gemm" else 1.0
         if len(reader.node.inputs) < 3 or reader.node.inputs[2].is_empty():
-            del reader.node.inputs[2:]
-            reader.node.inputs.append(
-                surgery.constant(f"{reader.name}_bias", np.zeros(len(shift), np.float32))
-            )
+            zero = surgery.constant(f"{reader.name}_bias", np.zeros(len(shift), np.float32))
+            reader.node.inputs = [*list(reader.node.inputs)[:2], zero]
         if beta and isinstance(reader.node.inputs[2], gs.Constant):
             _shift_input(surgery, reader.node, 2, shift, beta)
 

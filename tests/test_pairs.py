@@ -1,0 +1,50 @@
+"""Every pass, alone and after any other, on the two smallest models of the zoo: valid, and within its tolerance."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from onnx_compress.model.document import Model, check
+from onnx_compress.passes import PASSES
+from onnx_compress.pipeline import compress
+from onnx_compress.runtime.agreement import output_error
+from onnx_compress.runtime.data import open_data
+from onnx_compress.runtime.session import input_specs
+
+MODELS = Path(__file__).parents[1] / "models"
+SMALLEST = sorted(MODELS.glob("fashion_*.onnx"), key=lambda path: path.stat().st_size)[:2]
+ALL = sorted(MODELS.glob("fashion_*.onnx"))
+NAMES = [kind.name for kind in PASSES]
+SINGLE = NAMES
+PAIRS = [f"{a},{b}" for a, b in itertools.permutations(NAMES, 2)]
+BOUND = (
+    0.2  # of the output error: each pass adds at most its tolerance on held-out data, and 64 samples are few
+)
+
+
+def run(path: Path, spec: str) -> None:
+    data = MODELS / "fashion_calib.npz"
+    result = compress(path, spec, data=data, samples=64, verify=False)
+    check(result.model)
+    original = Model.load(path)
+    unseen = open_data(MODELS / "fashion_eval.npz", input_specs(original), samples=256)
+    assert output_error(original, result.model, unseen) < BOUND
+    assert [step["name"] for step in result.report["passes"]][1:] == spec.split(",")
+    for step in result.report["passes"][1:]:
+        assert step["changes"] or step["skips"], f"{step['name']} did nothing and does not say why"
+
+
+@pytest.mark.parametrize("path", SMALLEST, ids=lambda path: path.stem)
+@pytest.mark.parametrize("spec", SINGLE + PAIRS)
+def test_on_the_smallest(path: Path, spec: str) -> None:
+    run(path, spec)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+@pytest.mark.parametrize("spec", [*SINGLE, "prune,svd,int8", "prune,svd,cluster"])
+def test_on_all(path: Path, spec: str) -> None:
+    run(path, spec)
