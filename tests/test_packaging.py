@@ -62,3 +62,16 @@ def test_sdist_holds_the_passes(archives: dict[str, Path]) -> None:
     with tarfile.open(archives["sdist"]) as archive:
         names = archive.getnames()
     assert any(name.endswith("/passes/prune/prune.py") for name in names)
+
+
+def test_every_package_is_listed() -> None:
+    """setuptools packs only what is listed, and says nothing of the rest."""
+    import tomllib
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    here = {path.parent.relative_to(ROOT) for path in (ROOT / "onnx_compress").glob("**/__init__.py")}
+    there = {
+        Path("onnx_compress") / path.parent.relative_to(ROOT)
+        for path in (ROOT / "passes").glob("**/__init__.py")
+    }
+    assert sorted(listed) == sorted(".".join(path.parts) for path in here | there)
