@@ -148,12 +148,12 @@ def _symbolic(model: Model, feeds: dict[str, Array], threads: int) -> tuple[dict
         if not isinstance(size, int)
     }
     other = _varied(model, feeds, symbols, unknown, threads) if symbols else base
-    names = _names(feeds, symbols)
+    names, declared = _names(feeds, symbols), set(symbols.values()) - {None}
     for name, seen in base.items():
         if seen.dtype.kind not in "OU":
             types.setdefault(name, int(onnx.helper.np_dtype_to_tensor_dtype(seen.dtype)))
         again = other[name].shape if name in other else None
-        shapes[name] = _merged(shapes.get(name), seen.shape, again, names)
+        shapes[name] = _merged(shapes.get(name), seen.shape, again, names, declared)
     return shapes, types
 
 
@@ -162,6 +162,7 @@ def _merged(
     base: tuple[int, ...],
     again: tuple[int, ...] | None,
     names: dict[tuple[int, int], str],
+    declared: set[str | None],
 ) -> Shape:
     """One shape of what inference, a run and a run at other sizes say."""
     if again is None or len(again) != len(base):
@@ -171,7 +172,10 @@ def _merged(
     ]
     if inferred is None or len(inferred) != len(base):
         return tuple(found)
-    return tuple(new if old is None else old for old, new in zip(inferred, found, strict=True))
+    return tuple(
+        old if isinstance(old, int) or old in declared else new
+        for old, new in zip(inferred, found, strict=True)
+    )
 
 
 def _varied(
@@ -181,8 +185,9 @@ def _varied(
     unknown: list[str],
     threads: int,
 ) -> dict[str, _Seen]:
-    """The tensors with every symbolic axis doubled, or where the model does not run so, the batch; none where neither."""
-    for axes in (list(symbols), [(name, axis) for name, axis in symbols if axis == 0]):
+    """The tensors with every symbolic axis doubled, or where the model does not run so, only the batch, or all but it."""
+    batch = [(name, axis) for name, axis in symbols if axis == 0]
+    for axes in (list(symbols), batch, [place for place in symbols if place not in batch]):
         doubled = dict(feeds)
         for name, axis in axes:
             doubled[name] = np.concatenate([doubled[name]] * 2, axis)
@@ -205,9 +210,15 @@ def _names(
 
 
 def _unknown(model: Model, shapes: Mapping[str, Shape]) -> list[str]:
-    """Tensors of the main graph with an axis that inference does not know."""
+    """Tensors of the main graph with an axis that inference does not know, or only gives a symbol of its own."""
+    declared = {size for spec in input_specs(model) for size in shapes.get(spec.name, spec.shape)} - {None}
     names = (name for node in model.proto.graph.node for name in node.output if name)
-    return [name for name in names if name not in shapes or None in shapes[name]]
+    return [
+        name
+        for name in names
+        if name not in shapes
+        or any(not isinstance(size, int) and size not in declared for size in shapes[name])
+    ]
 
 
 @dataclass(frozen=True)

@@ -118,3 +118,25 @@ def test_a_batch_axis_that_is_symbolic_in_name_only_is_found() -> None:
     x = np.ones((5, 4), np.float32)
     assert preflight(of, data=open_data([{"x": x}], input_specs(of))).single
     assert not preflight(model("y = Relu(x)")).single
+
+
+# a "same" padding computed from the input's shape, as exports from TensorFlow have it: inference makes up symbols
+PADDED = """
+    s = Shape(x) two = Constant<value = int64[1] {2}>() h = Gather(s, two) zero = Constant<value = int64[1] {0}>()
+    one = Constant<value = int64[1] {1}>() r = Mod(h, one) e = Add(r, one)
+    pads = Concat<axis = 0>(zero, zero, e, e, zero, zero, e, e) p = Pad(x, pads) y = Relu(p)
+"""
+
+
+def test_symbols_that_inference_made_up_are_unknown() -> None:
+    of = model(PADDED, "float[N, 3, 8, 8] x", "float[A, B, C, D] y")
+    found = preflight(of)
+    assert found.shapes["p"] == ("N", 3, 10, 10)
+    assert shapes_at(of, {"x": np.zeros((2, 3, 8, 8), np.float32)})["p"] == (2, 3, 10, 10)
+
+
+def test_a_model_of_one_sample_has_static_shapes_but_for_its_symbols() -> None:
+    body = HIDDEN.replace(
+        "s = Shape(x)", "o = Constant<value = int64[2] {1, 4}>() f = Reshape(x, o) s = Shape(f)"
+    )
+    assert preflight(model(body)).shapes["r"] == (1, 4)

@@ -107,7 +107,7 @@ def input_specs(model: Model) -> list[InputSpec]:
 
 def _dimension(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     if dim.HasField("dim_value"):
-        return int(dim.dim_value)
+        return int(dim.dim_value) if dim.dim_value >= 0 else None  # some exporters write -1
     return str(dim.dim_param) or None
 
 
