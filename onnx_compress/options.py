@@ -6,14 +6,11 @@ from typing import Annotated
 
 import typer
 
-_WHAT, _PROOF, _RUN, _OUT = "What to do", "Data and proof", "How to run", "What to write"
-
 Spec = Annotated[
     str | None,
     typer.Option(
         "--passes",
         metavar="SPEC",
-        rich_help_panel=_WHAT,
         help="name[:key=value]* joined by commas, as prune:macs=0.5,svd,int8; none makes a lossless copy.",
     ),
 ]
@@ -22,7 +19,6 @@ RecipeFile = Annotated[
     typer.Option(
         "--recipe",
         metavar="FILE.toml",
-        rich_help_panel=_WHAT,
         help="The same in TOML, a table for each pass.",
     ),
 ]
@@ -31,7 +27,6 @@ FreezeInputs = Annotated[
     typer.Option(
         "--freeze-inputs",
         metavar="",
-        rich_help_panel=_WHAT,
         help="Treat inputs that have a default value (weights of old exports) as constants.",
     ),
 ]
@@ -40,7 +35,6 @@ DataPath = Annotated[
     typer.Option(
         "--data",
         metavar="PATH",
-        rich_help_panel=_PROOF,
         help="Calibration inputs: .npz (an array per input, axis 0 = samples), a folder of .npz, "
         "ONNX test_data_set_* folders, or an image folder (with --preprocess).",
     ),
@@ -50,7 +44,6 @@ Preprocess = Annotated[
     typer.Option(
         "--preprocess",
         metavar="P",
-        rich_help_panel=_PROOF,
         help="For image folders: imagenet, or size=256:crop=224:mean=127:std=128:layout=nchw:channels=rgb.",
     ),
 ]
@@ -59,7 +52,6 @@ EvalPath = Annotated[
     typer.Option(
         "--eval",
         metavar="PATH",
-        rich_help_panel=_PROOF,
         help="As --data, with targets (array label, or class folders); always used whole.",
     ),
 ]
@@ -68,7 +60,6 @@ Metric = Annotated[
     typer.Option(
         "--metric",
         metavar="M",
-        rich_help_panel=_PROOF,
         help="top1, top5, mse, or package.module:function, called as function(outputs, data) -> float.",
     ),
 ]
@@ -77,7 +68,6 @@ MaxDrop = Annotated[
     typer.Option(
         "--max-drop",
         metavar="X",
-        rich_help_panel=_PROOF,
         help="The metric may fall by at most X (0.01 = one point), else exit 1.",
     ),
 ]
@@ -86,7 +76,6 @@ MinSqnr = Annotated[
     typer.Option(
         "--min-sqnr",
         metavar="DB",
-        rich_help_panel=_PROOF,
         help="Every output must agree this well, else exit 1.",
     ),
 ]
@@ -96,7 +85,6 @@ MinSpeedup = Annotated[
         "--min-speedup",
         metavar="X",
         min=0.0,
-        rich_help_panel=_PROOF,
         help="The result must be X times as fast, else exit 1.",
     ),
 ]
@@ -105,28 +93,22 @@ InputShapes = Annotated[
     typer.Option(
         "--input-shapes",
         metavar="N:1,3,224,224",
-        rich_help_panel=_PROOF,
         help="Sizes for symbolic axes of input N while measuring; repeatable. The model keeps its symbols.",
     ),
 ]
 Samples = Annotated[
     int,
-    typer.Option(
-        "--samples", metavar="N", min=1, rich_help_panel=_PROOF, help="Calibration samples used, the first N."
-    ),
+    typer.Option("--samples", metavar="N", min=1, help="Calibration samples used, the first N."),
 ]
 NoVerify = Annotated[
     bool,
-    typer.Option(
-        "--no-verify", metavar="", rich_help_panel=_PROOF, help="Do not compare the result with the original."
-    ),
+    typer.Option("--no-verify", metavar="", help="Do not compare the result with the original."),
 ]
 Decisions = Annotated[
     str | None,
     typer.Option(
         "--decisions",
         metavar="REPORT.json",
-        rich_help_panel=_RUN,
         help="Replay the clock decisions of an earlier run.",
     ),
 ]
@@ -136,58 +118,41 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
-        rich_help_panel=_RUN,
         show_default="physical cores",
         help="Of onnxruntime.",
     ),
 ]
-Batch = Annotated[
-    int, typer.Option("--batch", metavar="N", min=1, rich_help_panel=_RUN, help="Batch size for latency.")
-]
-Seed = Annotated[
-    int, typer.Option("--seed", metavar="N", min=0, rich_help_panel=_RUN, help="Of every random choice.")
-]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Batch size for latency.")]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of every random choice.")]
 MemoryLimit = Annotated[
     float | None,
     typer.Option(
         "--memory-limit",
         metavar="GB",
         min=0.0,
-        rich_help_panel=_RUN,
         show_default="3/4 of what is free",
         help="Memory the run may take; mapped files do not count.",
     ),
 ]
 TimeLimit = Annotated[
     float | None,
-    typer.Option(
-        "--time-limit", metavar="S", min=0.0, rich_help_panel=_RUN, help="Seconds the run may take."
-    ),
+    typer.Option("--time-limit", metavar="S", min=0.0, help="Seconds the run may take."),
 ]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", metavar="", rich_help_panel=_OUT, help="All but the write of the model.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", metavar="", help="All but the write of the model.")]
 Report = Annotated[
     list[str] | None,
     typer.Option(
         "--report",
         metavar="FILE",
-        rich_help_panel=_OUT,
         help="Write the report, .json or .md; repeatable. Written also when a threshold is missed.",
     ),
 ]
 Json = Annotated[
     bool,
-    typer.Option(
-        "--json", metavar="", rich_help_panel=_OUT, help="The report as JSON on stdout, nothing else."
-    ),
+    typer.Option("--json", metavar="", help="The report as JSON on stdout, nothing else."),
 ]
 Verbose = Annotated[
     bool,
-    typer.Option(
-        "--verbose", "-v", metavar="", rich_help_panel=_OUT, help="Say more; tracebacks with errors."
-    ),
+    typer.Option("--verbose", "-v", metavar="", help="Say more; tracebacks with errors."),
 ]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", metavar="", rich_help_panel=_OUT, help="Say nothing but errors.")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Say nothing but errors.")]
