@@ -41,6 +41,28 @@ def rows(body: str, weights: str = "", out: str = "N, 3", width: int = 6) -> str
         }}"""
 
 
+def steps(body: str, weights: str = "", out: str = "N, 5, 3", width: int = 6) -> str:
+    """linear (4 -> 6) on five steps, `body` from h to g, linear (width -> 3)."""
+    return f"""
+        g (float[N,5,4] x, float[4,6] w1, float[{width},3] w2{weights}) => (float[{out}] y) {{
+            h = MatMul(x, w1)
+            {body}
+            y = MatMul(g, w2)
+        }}"""
+
+
+def heads(body: str, weights: str = "") -> str:
+    """Query, key and value (8 -> 12), `body` from q, k and v to c, linear (12 -> 2)."""
+    return f"""
+        g (float[2,5,8] x, float[8,12] wq, float[8,12] wk, float[8,12] wu, float[12,2] wo{weights}) => (float[2,5,2] y) {{
+            q = MatMul(x, wq)
+            k = MatMul(x, wk)
+            v = MatMul(x, wu)
+            {body}
+            y = MatMul(c, wo)
+        }}"""
+
+
 def sequence(body: str, weights: str, out: str) -> str:
     return f"g (float[5,2,4] x{weights}) => (float[{out}] y) {{ {body} }}"
 
@@ -91,7 +113,7 @@ CASES: dict[str, tuple[str, int]] = {
     "LayerNormalization": (rows("g = LayerNormalization(h, ws, wt)", ", float[6] ws, float[6] wt"), 6),
     "RMSNormalization": (rows("g = RMSNormalization(h, ws)", ", float[6] ws"), 6),
     "GroupNormalization": (
-        image("g = GroupNormalization<num_groups=6>(h, ws, wt)", ", float[6] ws, float[6] wt"), 0),
+        image("g = GroupNormalization<num_groups=2>(h, ws, wt)", ", float[6] ws, float[6] wt"), 5),
     "LRN": (image("g = LRN<size=3>(h)"), 0),
     "Transpose": (image("t = Transpose<perm=[0,2,3,1]>(h)\n r = Relu(t)\n g = Transpose<perm=[0,3,1,2]>(r)"), 6),
     "Concat": (image("e = Conv(x, wc)\n g = Concat<axis=1>(h, e)", ", float[2,4,1,1] wc", channels=8), 8),
@@ -150,9 +172,105 @@ CASES: dict[str, tuple[str, int]] = {
             y = {op}<axis=1>(h) }}""", 0)
         for op in ("ArgMax", "ArgMin")
     },
+    "BitCast": (image("c = BitCast<to=6>(h)\n g = BitCast<to=1>(c)"), 6),
+    "CastLike": (image("g = CastLike(h, wm)", ", float[1] wm"), 6),
+    "Hardmax": (rows("g = Hardmax<axis=-1>(h)"), 0),
+    "LpNormalization": (rows("g = LpNormalization<axis=-1>(h)"), 6),
+    "MeanVarianceNormalization": (image("g = MeanVarianceNormalization(h)"), 6),
+    "Einsum": (rows('g = Einsum<equation="nc,cd->nd">(h, wc)', ", float[6,5] wc", width=5), 11),
+    "DeformConv": (
+        image("o = Conv(x, wo)\n g = DeformConv(h, wc, o)", ", float[2,4,1,1] wo, float[5,6,1,1] wc", channels=5), 11),
+    "Attention": (heads("c = Attention<q_num_heads=3, kv_num_heads=3>(q, k, v)"), 11),
+    "RotaryEmbedding": (
+        heads("c = RotaryEmbedding<num_heads=3>(q, wc, ws)", ", float[2,5,2] wc, float[2,5,2] ws"), 3),
+    "GatherElements": (
+        rows("i = Constant<value = int64[1,6] {0,1,0,1,0,1}>()\n g = GatherElements<axis=0>(h, i)", "", "1, 3"), 6),
+    **{
+        op: (rows(f"i = Constant<value = int64[1,6] {{0,1,0,1,0,1}}>()\n g = {op}<axis=0>(h, i, wu)", ", float[1,6] wu"), 6)
+        for op in ("ScatterElements", "Scatter")
+    },
+    "GatherND": (rows("i = Constant<value = int64[2,1] {1,0}>()\n g = GatherND(h, i)", "", "2, 3"), 6),
+    "ScatterND": (rows("i = Constant<value = int64[1,1] {1}>()\n g = ScatterND(h, i, wu)", ", float[1,6] wu"), 6),
+    "TensorScatter": ("""g (float[2,1,4] x, float[4,6] w1, float[2,3,6] wc, float[6,3] w2) => (float[2,3,3] y) {
+        h = MatMul(x, w1)
+        i = Constant<value_ints=[0,1]>()
+        g = TensorScatter(wc, h, i)
+        y = MatMul(g, w2) }""", 6),
+    **{op: (image(f"a = Constant<value_int=2>()\n g = {op}(h, a)"), 6) for op in ("CumSum", "CumProd")},
+    "TopK": (steps("k = Constant<value_ints=[2]>()\n g, i = TopK<axis=1>(h, k)", "", "N, 2, 3"), 6),
+    "Trilu": (image("g = Trilu(h)"), 6),
+    "ReverseSequence": ("""g (float[5,2,4] x, float[4,6] w1, float[6,3] w2) => (float[5,2,3] y) {
+        h = MatMul(x, w1)
+        l = Constant<value_ints=[3,4]>()
+        g = ReverseSequence(h, l)
+        y = MatMul(g, w2) }""", 6),
+    "Compress": (steps("c = Constant<value = bool[5] {1,0,1,0,1}>()\n g = Compress<axis=1>(h, c)", "", "N, 3, 3"), 6),
+    "CenterCropPad": (image("s = Constant<value_ints=[4,8]>()\n g = CenterCropPad<axes=[2,3]>(h, s)", "", "N, 3, 4, 8"), 6),
+    "RoiAlign": (
+        image("r = Constant<value = float[2,4] {0,0,4,4,1,1,5,5}>()\n b = Constant<value_ints=[0,1]>()\n"
+              "g = RoiAlign<output_height=2, output_width=2>(h, r, b)", "", "2, 3, 2, 2"), 6),
+    "MaxRoiPool": (
+        image("r = Constant<value = float[2,5] {0,0,0,4,4,1,1,1,5,5}>()\n g = MaxRoiPool<pooled_shape=[2,2]>(h, r)",
+              "", "2, 3, 2, 2"), 6),
+    "GridSample": (image("g = GridSample(h, wg)", ", float[2,3,3,2] wg", "2, 3, 3, 3"), 6),
+    "Col2Im": ("""g (float[N,4,9] x, float[12,4,1] w1, float[5,3,1,1] w2) => (float[N,5,4,4] y) {
+        h = Conv(x, w1)
+        s = Constant<value_ints=[4,4]>()
+        b = Constant<value_ints=[2,2]>()
+        g = Col2Im(h, s, b)
+        y = Conv(g, w2) }""", 3),
+    **{
+        op: (image("q = QuantizeLinear<axis=1>(h, wv)\n g = DequantizeLinear<axis=1>(q, wv)", ", float[6] wv"), 6)
+        for op in ("QuantizeLinear", "DequantizeLinear")
+    },
+    "com.microsoft.Attention": (
+        """g (float[2,5,8] x, float[8,36] w1, float[36] wb, float[12,2] wo) => (float[2,5,2] y) {
+        c = com.microsoft.Attention<num_heads=3>(x, w1, wb)
+        y = MatMul(c, wo) }""", 11),
+    "com.microsoft.MultiHeadAttention": (
+        heads("c = com.microsoft.MultiHeadAttention<num_heads=3>(q, k, v, wb)", ", float[36] wb"), 11),
+    "com.microsoft.RotaryEmbedding": (
+        heads("p = Constant<value_ints=[0]>()\n c = com.microsoft.RotaryEmbedding<num_heads=3>(q, p, wc, ws)",
+              ", float[9,2] wc, float[9,2] ws"), 3),
+    "com.microsoft.SkipLayerNormalization": (
+        steps("s = Relu(h)\n g = com.microsoft.SkipLayerNormalization(h, s, wg, wb, wc)",
+              ", float[6] wg, float[6] wb, float[6] wc"), 6),
+    "com.microsoft.SkipSimplifiedLayerNormalization": (
+        steps("s = Relu(h)\n g = com.microsoft.SkipSimplifiedLayerNormalization(h, s, wg, wc)",
+              ", float[6] wg, float[6] wc"), 6),
+    "com.microsoft.EmbedLayerNormalization": (
+        """g (float[2,4] x, float[3,6] w1, float[9,6] wp, float[2,6] ws, float[6] wg, float[6] wb, float[6,3] w2)
+            => (float[2,4,3] y) {
+        a = Abs(x)
+        i = Cast<to=6>(a)
+        h, m = com.microsoft.EmbedLayerNormalization(i, i, w1, wp, ws, wg, wb)
+        y = MatMul(h, w2) }""", 6),
+    **{f"com.microsoft.{op}": (rows(f"g = com.microsoft.{op}(h)"), 6) for op in ("Gelu", "QuickGelu")},
+    **{f"com.microsoft.{op}": (rows(f"g = com.microsoft.{op}(h, wb)", ", float[6] wb"), 6) for op in ("FastGelu", "BiasGelu")},
+    "com.microsoft.FusedMatMul": (
+        rows("g = com.microsoft.FusedMatMul<transB=1, alpha=0.5>(h, wc)", ", float[5,6] wc", width=5), 11),
+    "com.microsoft.FusedGemm": (
+        rows('g = com.microsoft.FusedGemm<transB=1, activation="Relu">(h, wc, wd)', ", float[5,6] wc, float[5] wd", width=5),
+        11),
+    "com.microsoft.FusedConv": (
+        image('z = Conv(x, wz)\n g = com.microsoft.FusedConv<activation="Relu">(h, wc, wd, z)',
+              ", float[5,4,1,1] wz, float[5,6,1,1] wc, float[5] wd", channels=5), 11),
 }  # fmt: skip
 
-OPSETS = {"RMSNormalization": 23, "Swish": 24, "Upsample": 9, "Gelu": 20, "GroupNormalization": 21}
+OPSETS = {
+    "RMSNormalization": 23,
+    "Swish": 24,
+    "Upsample": 9,
+    "Gelu": 20,
+    "GroupNormalization": 21,
+    "Attention": 23,
+    "RotaryEmbedding": 23,
+    "TensorScatter": 24,
+    "Scatter": 10,
+    "DeformConv": 19,
+    "BitCast": 26,
+    "CumProd": 26,
+}
 
 
 def build(op: str) -> onnx.ModelProto:
@@ -168,7 +286,8 @@ def parse(text: str, opset: int = 18) -> onnx.ModelProto:
             "s = Constant<value_floats=[1.0,1.0,2.0,2.0]>()",
             "s = Constant<value = float[4] {1.0,1.0,2.0,2.0}>()",
         )
-    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {opset}]>\n{text}')
+    imports = f'"" : {opset}' + (', "com.microsoft" : 1' if "com.microsoft" in text else "")
+    model = onnx.parser.parse_model(f"<ir_version: 8, opset_import: [{imports}]>\n{text}")
     rng = np.random.default_rng(0)
     for value in [v for v in model.graph.input if v.name.startswith("w")]:
         shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]

@@ -8,6 +8,7 @@ import onnx
 
 from onnx_compress.errors import InputError, UsageError
 from onnx_compress.model.inline_functions import BUDGET, expanded_nodes
+from onnx_compress.model.stand_ins import put_stand_ins
 from onnx_compress.model.walk import graphs
 
 if TYPE_CHECKING:
@@ -116,6 +117,7 @@ def _inferred(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None) 
     proto.CopyFrom(model.proto)
     if not _expands(proto):
         del proto.functions[:]  # > onnx would follow every call, without end
+    put_stand_ins(proto.graph)
     known = {value.name: value for value in proto.graph.value_info}
     if input_shapes:
         _fix(proto, input_shapes)

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from onnx_compress.model.rules import elementwise, linear, movement, normalization, shape, spatial
+from onnx_compress.model.rules import (
+    attention,
+    einsum,
+    elementwise,
+    fused,
+    indexing,
+    linear,
+    movement,
+    normalization,
+    shape,
+    spatial,
+)
+from onnx_compress.model.rules.barriers import BARRIERS, barrier, op_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,35 +27,10 @@ if TYPE_CHECKING:
 
     Rule = Callable[[Channels, gs.Node], None]
 
-
-def barrier(graph: Channels, node: gs.Node) -> None:
-    """Nothing that this node reads or makes can go (its bodies read outer tensors too)."""
-    why = f"no rule for {node.op}"
-    for tensor in node.inputs:
-        if not tensor.is_empty():
-            graph.pin_all(tensor, why)
-    for body in _bodies(node):
-        for inner in body.nodes:
-            barrier(graph, inner)
-        for tensor in body.outputs:
-            graph.pin_all(tensor, why)
-    for tensor in node.outputs:
-        if not tensor.is_empty():
-            graph.fresh_axes(tensor, why)
-
-
-def _bodies(node: gs.Node) -> list[gs.Graph]:
-    import onnx_graphsurgeon as gs
-
-    found = []
-    for value in node.attrs.values():
-        found += [value] if isinstance(value, gs.Graph) else []
-        found += [item for item in value if isinstance(item, gs.Graph)] if isinstance(value, list) else []
-    return found
-
+__all__ = ["BARRIERS", "RULES", "barrier", "op_name"]
 
 _THROUGH = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitCast BitwiseNot Cast CastLike Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid "
     "HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh "
     "Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu"
 )
@@ -60,10 +47,13 @@ RULES: dict[str, Rule] = {
     "PRelu": elementwise.prelu,
     "Softmax": elementwise.softmax,
     "LogSoftmax": elementwise.softmax,
+    "Hardmax": elementwise.softmax,
     "Conv": linear.conv,
     "ConvTranspose": linear.conv_transpose,
     "Gemm": linear.gemm,
     "MatMul": linear.matmul,
+    "DeformConv": linear.deformable,
+    "Einsum": einsum.einsum,
     "LSTM": linear.recurrent,
     "GRU": linear.recurrent,
     "RNN": linear.recurrent,
@@ -73,6 +63,29 @@ RULES: dict[str, Rule] = {
     "RMSNormalization": normalization.layer,
     "GroupNormalization": normalization.group,
     "LRN": normalization.local_response,
+    "LpNormalization": elementwise.passes_through,
+    "MeanVarianceNormalization": indexing.mean_variance,
+    "Attention": attention.attention,
+    "RotaryEmbedding": attention.rotary,
+    "GatherElements": indexing.elements,
+    "ScatterElements": indexing.elements,
+    "Scatter": indexing.elements,
+    "GatherND": indexing.gather_nd,
+    "ScatterND": indexing.scatter_nd,
+    "TensorScatter": indexing.tensor_scatter,
+    "CumSum": indexing.cumulative,
+    "CumProd": indexing.cumulative,
+    "TopK": indexing.top_k,
+    "Trilu": indexing.trilu,
+    "ReverseSequence": indexing.reverse_sequence,
+    "Compress": indexing.compress,
+    "CenterCropPad": indexing.center_crop_pad,
+    "RoiAlign": indexing.regions,
+    "MaxRoiPool": indexing.regions,
+    "GridSample": indexing.regions,
+    "Col2Im": indexing.col2im,
+    "QuantizeLinear": indexing.quantize,
+    "DequantizeLinear": indexing.quantize,
     "Transpose": movement.transpose,
     "Concat": movement.concat,
     "Split": movement.split,
@@ -99,4 +112,17 @@ RULES: dict[str, Rule] = {
     ),
     "ArgMax": spatial.arg_reduce,
     "ArgMin": spatial.arg_reduce,
+    "com.microsoft.Attention": attention.packed_attention,
+    "com.microsoft.MultiHeadAttention": attention.multi_head_attention,
+    "com.microsoft.RotaryEmbedding": attention.rotary,
+    "com.microsoft.SkipLayerNormalization": fused.skip_layer_norm,
+    "com.microsoft.SkipSimplifiedLayerNormalization": fused.skip_layer_norm,
+    "com.microsoft.EmbedLayerNormalization": fused.embed_layer_norm,
+    "com.microsoft.Gelu": elementwise.passes_through,
+    "com.microsoft.QuickGelu": elementwise.passes_through,
+    "com.microsoft.FastGelu": elementwise.broadcast,
+    "com.microsoft.BiasGelu": elementwise.broadcast,
+    "com.microsoft.FusedMatMul": fused.matmul,
+    "com.microsoft.FusedGemm": linear.gemm,
+    "com.microsoft.FusedConv": fused.conv,
 }

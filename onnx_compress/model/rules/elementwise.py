@@ -27,26 +27,24 @@ def broadcast(graph: Channels, node: gs.Node) -> None:
 
 def _aligned(graph: Channels, operands: list[Any], axis: int) -> Any:
     """The labels of one axis of the result, counted from the right."""
-    full = []
-    symbolic = False
-    single = None
-    for tensor in operands:
-        axes, shape = graph.axes(tensor), graph.shape(tensor)
-        if len(shape) < -axis:
-            continue
-        labels, size = axes[axis], shape[axis]
-        if not isinstance(size, int) or labels is None:
-            symbolic = True
-        elif size == 1:
-            single = labels
-        else:
-            full.append(labels)
-    if symbolic:
+    columns = [
+        (graph.axes(tensor)[axis], graph.shape(tensor)[axis])
+        for tensor in operands
+        if len(graph.shape(tensor)) >= -axis
+    ]
+    return together(graph, columns)
+
+
+def together(graph: Channels, columns: list[tuple[Any, Any]]) -> Any:
+    """The labels that axes (labels, size) of several operands have in common, once they are tied."""
+    known = [(labels, size) for labels, size in columns if labels is not None and isinstance(size, int)]
+    full = [labels for labels, size in known if size != 1]
+    if len(known) < len(columns):
         for labels in full:
             graph.pin(labels, "meets an axis of unknown size")
         return full[0] if full else None
     if not full:
-        return single
+        return known[0][0]
     for labels in full[1:]:
         graph.tie(full[0], labels)
     return full[0]

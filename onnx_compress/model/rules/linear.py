@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from onnx_compress.model.rules.barriers import barrier
+
 if TYPE_CHECKING:
     import numpy as np
     import onnx_graphsurgeon as gs
@@ -49,6 +51,23 @@ def conv_transpose(graph: Channels, node: gs.Node) -> None:
     if len(node.inputs) > 2 and not node.inputs[2].is_empty():
         graph.tie(graph.axes(node.inputs[2])[0], out)
     _set_conv_output(graph, node, x[0], out)
+
+
+def deformable(graph: Channels, node: gs.Node) -> None:
+    """DeformConv (x, weight, offsets, bias, mask): offsets are places; channels that share theirs in groups are pinned."""
+    x, w = graph.axes(node.inputs[0]), graph.axes(node.inputs[1])
+    if int(node.attrs.get("group", 1)) > 1 or int(node.attrs.get("offset_group", 1)) > 1:
+        barrier(graph, node)
+        return
+    _pin_spatial(graph, w[2:], "part of a kernel")
+    _pin_spatial(graph, x[2:], "a spatial axis")
+    graph.tie(x[1], w[1])
+    for index in (2, 4):
+        if len(node.inputs) > index and not node.inputs[index].is_empty():
+            graph.pin_all(node.inputs[index], "places of a deformed kernel")
+    if len(node.inputs) > 3 and not node.inputs[3].is_empty():
+        graph.tie(graph.axes(node.inputs[3])[0], w[0])
+    _set_conv_output(graph, node, x[0], w[0])
 
 
 def _groups(
@@ -114,10 +133,15 @@ def gemm(graph: Channels, node: gs.Node) -> None:
 
 def matmul(graph: Channels, node: gs.Node) -> None:
     """Batched matrix product: leading axes broadcast, the contracted axes are tied."""
-    a, b = list(graph.axes(node.inputs[0])), list(graph.axes(node.inputs[1]))
+    graph.set(node.outputs[0], product(graph, node, graph.axes(node.inputs[0]), graph.axes(node.inputs[1])))
+
+
+def product(graph: Channels, node: gs.Node, a: Axes, b: Axes) -> Axes:
+    """The axes of a matrix product."""
+    a, b = list(a), list(b)
     if not a or not b:
         graph.fresh_axes(node.outputs[0], "a product of scalars")
-        return
+        return graph.axes(node.outputs[0])
     inner_a = a.pop()
     inner_b = b.pop() if len(b) == 1 else b.pop(-2)
     graph.tie(inner_a, inner_b)
@@ -128,7 +152,7 @@ def matmul(graph: Channels, node: gs.Node) -> None:
     for axis in range(-rank, 0):
         sides = [side[axis] for side in (a, b) if len(side) >= -axis]
         batch.append(_batch_axis(graph, sides))
-    graph.set(node.outputs[0], [*batch, *row, *column])
+    return [*batch, *row, *column]
 
 
 def _batch_axis(graph: Channels, sides: list[Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
 
-    from onnx_compress.model.channels import Channels
+    from onnx_compress.model.channels import Channels, Keep
 
 
 def batch(graph: Channels, node: gs.Node) -> None:
@@ -38,21 +38,28 @@ def layer(graph: Channels, node: gs.Node) -> None:
 
 
 def group(graph: Channels, node: gs.Node) -> None:
-    """GroupNormalization: the channels are a grid (groups, channels of one group) whose groups are pinned."""
+    """GroupNormalization: the channels are a grid (groups, channels of one group), and whole groups can go.
+
+    Scales and shifts are one a channel, before opset 21 one a group.
+    """
     axes = graph.axes(node.inputs[0])
     channels, groups = axes[1], int(node.attrs["num_groups"])
+    graph.set(node.outputs[0], axes)
     if channels is None or len(channels) % groups:
         graph.pin(channels, "groups that do not divide")
-    else:
-        for parameter in node.inputs[1:]:
-            labels = graph.axes(parameter)[0]
-            if labels is not None and len(labels) == len(channels):
-                graph.tie(labels, channels)
-            else:
-                graph.pin(channels, "scaled by group")
-        inner = graph.fresh(len(channels) // groups)
-        graph.grid((graph.fresh(groups, "a normalised group"), inner), channels)
-    graph.set(node.outputs[0], axes)
+        return
+    whole = groups == len(channels)
+    line = channels if whole else graph.fresh(groups)
+    if not whole:
+        graph.grid((line, graph.fresh(len(channels) // groups)), channels)
+    for parameter in node.inputs[1:]:
+        labels = graph.axes(parameter)[0]
+        graph.tie(labels, channels if labels is not None and len(labels) == len(channels) else line)
+
+    def edit(keep: Keep) -> None:
+        node.attrs["num_groups"] = int(keep(line).sum())
+
+    graph.on_removal(edit)
 
 
 def local_response(graph: Channels, node: gs.Node) -> None:
