@@ -87,7 +87,8 @@ class Pass(Protocol):
     """A frozen dataclass: its fields are its options, `name` is the word the user types.
 
     A pass may also have `preview(job: Job) -> Model`: the job's model as the pass would leave it, roughly and quickly.
-    Passes before it in the recipe see their candidates through it, as `Job.finish`.
+    Passes before it in the recipe see their candidates through it, as `Job.finish`. And it may have
+    `survey(model, shapes) -> Result`: what it could change and what it must leave alone, for `inspect`.
     """
 
     name: ClassVar[str]
