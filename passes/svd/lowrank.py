@@ -44,6 +44,11 @@ def decompose(weight: Array, gram: Array | None = None) -> LowRank:
     if gram is None:
         u, s, vt = np.linalg.svd(weight, full_matrices=False)
         return LowRank(s * s, np.sqrt(s)[:, None] * vt, u * np.sqrt(s))
+    if len(weight) <= weight.shape[1]:
+        # U of W L diagonalises W G Wᵀ, and (W L)_r = U_r U_rᵀ W L: neither L nor its inverse is needed
+        energies, u = np.linalg.eigh(weight @ gram @ weight.T)
+        energies, u = np.maximum(energies[::-1], 0.0), u[:, ::-1]
+        return LowRank(energies, u.T @ weight, u)
     root, inverse = root_and_inverse(gram)
     u, s, vt = np.linalg.svd(weight @ root, full_matrices=False)
     return LowRank(s * s, np.sqrt(s)[:, None] * (vt @ inverse), u * np.sqrt(s))

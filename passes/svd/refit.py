@@ -48,8 +48,11 @@ def refit(study: Study, plan: Mapping[str, Option], data: Data | None) -> dict[s
     for output, (unfolded, target) in aims.items():
         for name in (unfolded.tensor, target.minus or unfolded.tensor):
             held[name] = max(held.get(name, 0), places[output])
-    present = Walk(job.model, data, held)
-    original = Walk(job.original, data, {t.tensor: sources[t.tensor] + 1 for _, t in aims.values()})
+    threads = job.clock.threads
+    present = Walk(job.model, data, held, threads=threads)
+    original = Walk(
+        job.original, data, {t.tensor: sources[t.tensor] + 1 for _, t in aims.values()}, threads=threads
+    )
 
     def factored(model: Model) -> Model:
         return apply_factors(model, made)

@@ -41,7 +41,12 @@ HELD_OUT = 0.25  # of the data
 
 @dataclass
 class Study:
-    """One model under study. `fit` and `held` are the data to fit on and to judge by, None without data."""
+    """One model under study.
+
+    data, fit, held: all of the data, and its parts to fit on and to judge by; None without data.
+    By a layer's output: problems, its least squares; tables, its options; weights, how much its error matters;
+    overheads, the share of its time that a factored layer takes beyond its share of multiply-adds.
+    """
 
     job: Job
     layers: list[Layer]
@@ -55,6 +60,7 @@ class Study:
     problems: dict[str, Problem] = field(default_factory=dict)
     tables: dict[str, list[Option]] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    overheads: dict[str, float] = field(default_factory=dict)
     _factors: dict[tuple[str, str, int], Factors] = field(default_factory=dict)
     _reference: Reference | None = None
 
@@ -80,7 +86,9 @@ class Study:
             if node.outputs and node.outputs[0].name in wanted
         }
         requests = {name: Gram(given) for name, given in inputs.items() if not isinstance(given, str)}
-        found = observe(self.job.model, self.fit, requests.values(), positions=POSITIONS)
+        found = observe(
+            self.job.model, self.fit, requests.values(), threads=self.job.clock.threads, positions=POSITIONS
+        )
         for layer in layers:
             request = requests.get(layer.output)
             self.problems[layer.output] = plain_problem(layer, found[request] if request else None)
@@ -104,7 +112,8 @@ class Study:
         if self.held is None:
             return
         samples = int(PROBE_WORK / max(self.macs * max(len(layers), 1), 1))
-        reference = Reference(self.job.model, self.held.take(min(max(samples, 8), 256)))
+        held = self.held.take(min(max(samples, 8), 256))
+        reference = Reference(self.job.model, held, threads=self.job.clock.threads)
         for number, layer in enumerate(layers):
             self.job.progress(number, len(layers), "sensitivity")
             options = self.tables[layer.output]
@@ -143,7 +152,7 @@ class Study:
         """What `candidate` adds to the original's outputs on held-out data."""
         assert self.held is not None
         if self._reference is None:
-            self._reference = Reference(self.job.original, self.held)
+            self._reference = Reference(self.job.original, self.held, threads=self.job.clock.threads)
         return self._reference.error(candidate)
 
 

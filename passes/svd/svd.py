@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DEFAULT_TOLERANCE = 0.02  # of the outputs' variance
 GRAIN = 8  # ranks without a clock: what 8 float lanes and the int8 kernels like
 ROUNDS = 7  # whole models tried in the search for the largest saving within the tolerance
+LEAST_GAIN = 0.05  # of a layer's time, by what is known before the whole model is timed
 LEAST_SAVING = 0.2  # of a layer's work: below that no clock is asked
 
 
@@ -125,7 +126,7 @@ class Svd:
     def _worthwhile(self, study: Study, multiple: int, skips: list[Skip]) -> list[Layer]:
         """The layers that have a rank which saves work and, where the clock decides, are faster at half their work."""
         chosen: list[Layer] = []
-        asked: dict[object, str | None] = {}
+        asked: dict[object, str | float] = {}
         for number, layer in enumerate(study.layers):
             study.job.progress(number, len(study.layers), "timing")
             best = self._half(layer, multiple)
@@ -134,12 +135,13 @@ class Svd:
                 skips.append(Skip(layer.node, f"{which} saves {'nothing' if self.rank else self._by}"))
                 continue
             if layer.signature not in asked:
-                asked[layer.signature] = self._slower(study, layer, *best)
-            why = asked[layer.signature]
-            if why is None:
-                chosen.append(layer)
-            else:
-                skips.append(Skip(layer.node, why))
+                asked[layer.signature] = self._ask(study, layer, *best)
+            answer = asked[layer.signature]
+            if isinstance(answer, str):
+                skips.append(Skip(layer.node, answer))
+                continue
+            study.overheads[layer.output] = answer
+            chosen.append(layer)
         return chosen
 
     def _half(self, layer: Layer, multiple: int) -> tuple[str, int] | None:
@@ -152,22 +154,29 @@ class Svd:
         ]
         return min(pairs, key=lambda pair: abs(2 * factored_macs(layer, *pair) - layer.macs), default=None)
 
-    def _slower(self, study: Study, layer: Layer, method: str, rank: int) -> str | None:
-        """Why the clock is against factoring this layer, or None."""
+    def _ask(self, study: Study, layer: Layer, method: str, rank: int) -> str | float:
+        """Why the clock is against factoring this layer, or the time that doing so costs beyond its multiply-adds."""
         if self.keep_if == "always":
-            return None
+            return 0.0
         share = factored_macs(layer, method, rank) / max(layer.macs, 1)
         if share > 1 - LEAST_SAVING and self.keep_if == "faster":
             return f"factored at rank {rank} would still take {share:.0%} of its multiply-adds"
         decision = propose(study.job, layer, method, rank, study.shapes)
-        if decision is None or decision.kept or self.keep_if == "not-slower":
-            return None
+        if decision is None:
+            return 0.0
+        if decision.kept or (self.keep_if == "not-slower" and (decision.high or 1.0) >= 1):
+            return max(1 - decision.value - share, 0.0)
         return f"factored at rank {rank} ({method}) it would be {decision.ratio or 0:.2f}x as fast"
 
     def _plan(
         self, study: Study, layers: list[Layer], skips: list[Skip]
     ) -> tuple[dict[str, Option], list[str]]:
         """What to do with each layer; those not named stay dense."""
+        if self.keep_if == "faster":
+            for layer in layers:
+                most = (1 - LEAST_GAIN - study.overheads[layer.output]) * layer.macs
+                kept = [item for item in study.tables[layer.output] if item.macs <= most]
+                study.tables[layer.output] = kept
         usable = [layer for layer in layers if study.tables[layer.output]]
         if not usable:
             return {}, []
@@ -227,9 +236,16 @@ class Svd:
     def _rows(self, study: Study, layer: Layer) -> list[tuple[float, float]]:
         """(cost, weighted error) of leaving the layer alone, then of each of its options."""
         weight = study.weights.get(layer.output, 1.0)
-        dense = float(layer.params if self._by == "params" else layer.macs)
         options = study.tables[layer.output]
-        return [(dense, 0.0), *((float(getattr(item, self._by)), item.error * weight) for item in options)]
+        if not self._bounded:
+            dense = float(layer.params if self._by == "params" else layer.macs)
+            return [
+                (dense, 0.0),
+                *((float(getattr(item, self._by)), item.error * weight) for item in options),
+            ]
+        # the largest saving is one of time, as far as it is known
+        wasted = study.overheads.get(layer.output, 0.0) * layer.macs
+        return [(float(layer.macs), 0.0), *((item.macs + wasted, item.error * weight) for item in options)]
 
     def _largest_saving(self, study: Study, layers: list[Layer], share: ShareOut) -> dict[str, Option]:
         """The plan that saves most and whose measured error on held-out data, once refitted, stays within the tolerance.
