@@ -58,6 +58,52 @@ def chosen(choices: Sequence[Choice], numbers: Sequence[int]) -> list[Unit]:
     ]
 
 
+def even(choices: Sequence[Choice], keep: float) -> list[int]:
+    """How many of each kind go so that every weight axis keeps the share `keep`.
+
+    Heads and their width cut the same axes, so each keeps √keep of itself; where one of such kinds has an axis to
+    itself (what is within the groups of a convolution), it alone makes up the share, and the other (the groups) stays.
+    """
+    covers = [_cover(choice) for choice in choices]
+    at: dict[tuple[str, int], list[int]] = {}
+    for number, cover in enumerate(covers):
+        for place in cover:
+            at.setdefault(place, []).append(number)
+    rivals = [
+        {p: [j for j in at[p] if j != i and np.intersect1d(covers[j][p], c).size] for p, c in cover.items()}
+        for i, cover in enumerate(covers)
+    ]
+    alone = [any(not others for others in places.values()) for places in rivals]
+    numbers = [0] * len(choices)
+    gone: dict[tuple[str, int], Array] = {}
+    waiting = set(range(len(choices)))
+    for i in sorted(waiting, key=lambda i: (not alone[i], choices[i].curve.size)):
+        waiting.discard(i)
+        needs = [keep]
+        if not alone[i]:
+            needs = []
+            for place, cover in covers[i].items():
+                left = 1 - np.intersect1d(gone.get(place, ()), cover).size / cover.size
+                shared = 1 + len(waiting.intersection(rivals[i][place]))
+                needs.append(min(1.0, keep / left) ** (1 / shared))
+        wanted = round(choices[i].curve.size * (1 - max(needs)))
+        counts = choices[i].counts
+        numbers[i] = int(counts[np.searchsorted(counts, wanted, side="right") - 1])
+        for unit in choices[i].curve.units[: numbers[i]]:
+            for place, indices in unit.places.items():
+                gone[place] = np.union1d(gone.get(place, ()), indices)
+    return numbers
+
+
+def _cover(choice: Choice) -> dict[tuple[str, int], Array]:
+    """The indices of each weight axis that a kind's units take."""
+    pieces: dict[tuple[str, int], list[Array]] = {}
+    for unit in choice.curve.units:
+        for place, indices in unit.places.items():
+            pieces.setdefault(place, []).append(indices)
+    return {place: np.unique(np.concatenate(parts)) for place, parts in pieces.items()}
+
+
 def to_budget(choices: Sequence[Choice], left: Callable[[list[Unit]], float], budget: float) -> list[int]:
     """The least error with at most `budget` of the work left, `left` being the fraction left."""
     low, high = prices(choices)

@@ -12,7 +12,7 @@ from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.prune.allocate import at_price, chosen, prices, to_budget
+from onnx_compress.passes.prune.allocate import at_price, chosen, even, prices, to_budget
 from onnx_compress.passes.prune.criteria import DATA_FREE, Criterion
 from onnx_compress.passes.prune.cut import Repair, cut
 from onnx_compress.passes.prune.plan import (
@@ -151,7 +151,7 @@ class Prune:
         if budget == "latency":
             return self._to_latency(job, plan, keep)
         if budget == "channels" or self.scope == "layer":
-            units = self._from_each(plan, keep)
+            units = chosen(plan.choices, even(plan.choices, keep))
         else:
             units = chosen(plan.choices, to_budget(plan.choices, plan.left, keep))
         everything = max(sum(choice.curve.size for choice in plan.choices), 1)
@@ -159,14 +159,6 @@ class Prune:
         # > rounding up to whole units is no failure
         missed = left > keep + 0.005 and budget != "channels"
         return units, f"prune: {budget}={keep} cannot be reached; {left:.3f} is left" if missed else ""
-
-    def _from_each(self, plan: Plan, keep: float) -> list[Unit]:
-        """The same share of every kind."""
-        numbers = []
-        for choice in plan.choices:
-            wanted = round(choice.curve.size * (1 - keep))
-            numbers.append(int(choice.counts[np.searchsorted(choice.counts, wanted, side="right") - 1]))
-        return chosen(plan.choices, numbers)
 
     def _to_latency(self, job: Job, plan: Plan, keep: float) -> tuple[list[Unit], str]:
         """By the table of layer times first, then corrected by what the whole model really takes."""
