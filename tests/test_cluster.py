@@ -403,6 +403,12 @@ def test_quantized_and_excluded_weights_are_left_with_a_reason() -> None:
     assert result.model.to_proto() == source.to_proto()
 
 
+def test_a_computed_weight_is_left_with_a_reason() -> None:
+    text = "g (float[N,2,5,5] x, float[4,2,3,3] w) => (float[N,4,3,3] y) { [conv] y = Conv(x, w) }"
+    result = cluster(model(text), bits=4)
+    assert [skip.node for skip in result.skips] == ["conv"]
+
+
 def test_the_same_input_gives_the_same_bytes() -> None:
     source = mlp()
     runs = [cluster(source, feeds(), tolerance=1e-4).model.to_proto().SerializeToString() for _ in range(2)]

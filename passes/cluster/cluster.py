@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnx_compress.contract import Change, Result, Skip
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.cluster.allocate import keep_tolerance, keep_weights
+from onnx_compress.passes.cluster.allocate import MOST, keep_tolerance, keep_weights
 from onnx_compress.passes.cluster.study import Study
 from onnx_compress.passes.cluster.weights import find_weights
 from onnx_compress.recipe import option
@@ -88,8 +88,10 @@ class Cluster:
             return [count] * len(study.weights), []
         tolerance = TOLERANCE if self.tolerance == "auto" else float(self.tolerance)
         if held is None:
-            limit = WEIGHT_TOLERANCE if self.tolerance == "auto" else tolerance
-            found = keep_weights(study, limit, self.bits or BITS)
+            # > most at once: what fewer values do to the outputs is unknown, and the file is no larger
+            unasked = self.tolerance == "auto"
+            limit = WEIGHT_TOLERANCE if unasked else tolerance
+            found = keep_weights(study, limit, MOST if unasked else self.bits or BITS)
             why = f"even 256 values change its weight by more than {limit:g}"
         else:
             found, _ = keep_tolerance(study, job, held, tolerance, self.bits or BITS)

@@ -32,6 +32,14 @@ ROLES: dict[str, tuple[int, ...]] = {
     "RNN": (1, 2),
     "Gather": (0,),
 }
+ALWAYS = {
+    "Conv",
+    "ConvTranspose",
+    "Gemm",
+    "LSTM",
+    "GRU",
+    "RNN",
+}  # a MatMul of two activations has no weight to miss
 QUANTIZED = {
     "QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM",
     "MatMulNBits", "QGemm", "QAttention", "MatMulIntegerToFloat",
@@ -82,6 +90,10 @@ def find_weights(surgery: Surgery, exclude: str | None = None) -> tuple[list[Wei
                 if book is not None or (isinstance(tensor, gs.Constant) and len(tensor.shape) > 1):
                     owner = surgery.owner(tensor) if book is None else _holder(surgery, book)
                     weights[id(tensor)] = Weight(tensor, owner, [], book)
+                elif not isinstance(tensor, gs.Constant) and node.op in ALWAYS and index > 0:
+                    skips.append(
+                        Skip(node.name, "its weight is computed, or an input that may be overridden")
+                    )
     _add_users(surgery, weights)
     returned = {id(tensor) for graph in surgery.graphs() for tensor in graph.outputs}
     kept = []

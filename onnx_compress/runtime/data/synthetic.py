@@ -137,7 +137,8 @@ def _guess(spec: InputSpec, axis: int) -> int:
     if rank == 4 and spec.dtype.kind in "fu":
         last = isinstance(spec.shape[3], int) and spec.shape[3] in (1, 3, 4)
         return 3 if axis == (3 if last else 1) else IMAGE
-    return SEQUENCE if spec.dtype.kind in "iu" or "seq" in symbol or rank == 3 else WIDTH
+    # > two axes of floats are waveforms or features: the first layer of a voice model needs more than a sequence of ids
+    return SEQUENCE if spec.dtype.kind in "iu" or rank == 3 else WIDTH
 
 
 _STATE = r"(^|_)(h|c|state|hidden|cell|past|cache|memory)(_?\d+|_in|$|_)"
