@@ -128,8 +128,15 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the model when it is written."""
-        return self.payload + int(self.proto.ByteSize())
+        """Bytes of the model when it is written in one file, to a few bytes."""
+        size = int(self.proto.ByteSize())
+        for tensor in tensors(self.proto):
+            blob = self.blob(tensor)
+            if blob is not None:
+                size += _prefixed(blob.nbytes) - _REFERENCE - tensor.external_data[0].ByteSize()
+                # > the tensor's own length takes more bytes, too
+                size += _prefixed(blob.nbytes) - blob.nbytes - 2
+        return size
 
     def to_proto(self) -> onnx.ModelProto:
         """A self-contained ModelProto with all weights inline.
@@ -191,6 +198,7 @@ _PACKED = {TensorProto.STRING} | {
     for name in ("UINT4", "INT4", "FLOAT4E2M1", "UINT2", "INT2")
     if hasattr(TensorProto, name)
 }
+_REFERENCE = 4  # bytes of a reference beside its entry: the entry's tag and length, and the data location
 _PREFIX = "onnx-compress:"  # no file can be meant: a reference never leaves this process
 
 
@@ -207,6 +215,11 @@ def tensors(message: Any) -> Iterator[TensorProto]:
 
 
 _LEAVES = {"ValueInfoProto", "StringStringEntryProto", "OperatorSetIdProto", "TensorAnnotation"}
+
+
+def _prefixed(length: int) -> int:
+    """Bytes of a protobuf field of `length` bytes with its tag and length."""
+    return length + 1 + max(1, -(-length.bit_length() // 7))
 
 
 def check(model: Model) -> None:
