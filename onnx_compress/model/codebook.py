@@ -119,6 +119,26 @@ def store(surgery: Surgery, name: str, book: Codebook) -> tuple[list[gs.Node], g
     return nodes, weight
 
 
+def unfold(surgery: Surgery) -> list[gs.Constant]:
+    """Makes every weight that is stored as a codebook a plain constant again, for a pass that only works on those."""
+    unfolded: dict[int, gs.Constant] = {}
+    gone: set[int] = set()
+    returned = {id(tensor) for graph in surgery.graphs() for tensor in graph.outputs}
+    for node in list(surgery.nodes()):
+        for index, tensor in enumerate(node.inputs):
+            if id(tensor) not in unfolded:
+                book = codebook_of(tensor)
+                if book is None or id(tensor) in returned:
+                    continue
+                name = tensor.name.removesuffix("_clustered")
+                unfolded[id(tensor)] = surgery.constant(name, book.dense())
+                gone |= {id(part) for part in book.nodes}
+            node.inputs[index] = unfolded[id(tensor)]
+    for graph in surgery.graphs():
+        graph.nodes[:] = [node for node in graph.nodes if id(node) not in gone]
+    return list(unfolded.values())
+
+
 def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
     """The node of type `op` that computes `tensor`."""
     if isinstance(tensor, gs.Constant) or len(tensor.inputs) != 1:
