@@ -220,6 +220,18 @@ def test_a_shared_kernel_is_copied_before_its_normalization_is_folded() -> None:
     assert sum(shape == (3, 3, 3, 3) for shape in weights(result.model).values()) == 2
 
 
+def test_a_kernel_that_is_also_an_output_is_returned_as_it_was() -> None:
+    result = prepared(
+        read(f"""
+        g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[4,3,3,3] w) <float[4,3,3,3] w, {NORM.format(4)}> {{
+            c = Conv (x, w)
+            y = BatchNormalization (c, g, h, m, v)
+        }}
+    """)
+    )
+    assert ops(result.model) == ["Conv"]
+
+
 def test_a_normalization_in_training_is_left_and_named() -> None:
     text = f"""
         g (float[N,3,8,8] x) => (float[N,4,6,6] y) <float[4,3,3,3] w, {NORM.format(4)}> {{

@@ -20,7 +20,11 @@ _KNOWN = {"", "ai.onnx", "ai.onnx.ml", "com.microsoft"}  # what onnxruntime itse
 def barriers(model: Model) -> list[Left]:
     """The nodes of `model` that are no computation on dense tensors at inference, each with the reason it is kept."""
     functions = {(function.domain, function.name) for function in model.proto.functions}
-    found = []
+    found = (
+        [Left("", "training_info is kept; it may not fit the compressed model")]
+        if model.proto.training_info
+        else []
+    )
     for graph in graphs(model.proto.graph):
         for value in graph.input:
             kind = value.type.WhichOneof("value") or "tensor_type"

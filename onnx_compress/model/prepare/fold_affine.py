@@ -33,6 +33,26 @@ class Affine:
     shift: Array
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """Changes the weights of nodes. returned: the ids of the tensors that graphs return."""
+
+    surgery: Surgery
+    returned: set[int]
+
+    def assign(self, node: gs.Node, index: int, values: Array, name: str) -> None:
+        """Input `index` of `node` becomes `values`, in place where nobody else reads it."""
+        if index == len(node.inputs):
+            node.inputs.append(self.surgery.constant(name, values))
+            return
+        old = node.inputs[index]
+        alone = len(old.outputs) == 1 and id(old) not in self.returned
+        if isinstance(old, gs.Constant) and alone and tuple(old.shape) == values.shape:
+            old.values = values
+        else:
+            node.inputs[index] = self.surgery.constant(name, values)
+
+
 def fold_affine(surgery: Surgery, shapes: Mapping[str, Shape]) -> list[Edit]:
     """Folds what follows a Conv, ConvTranspose, Gemm or 2-D MatMul, and is its only reader, into that layer's weights.
 
@@ -54,7 +74,7 @@ def fold_affine(surgery: Surgery, shapes: Mapping[str, Shape]) -> list[Edit]:
             if layer is None or not _is_layer(layer, shapes) or (shift is not None and layer.op != "MatMul"):
                 continue
             fold = _fold_matmul if layer.op == "MatMul" else _fold_layer
-            if fold(surgery, layer, shift, node):
+            if fold(_Weights(surgery, returned), layer, shift, node):
                 edits.append(Edit(node.name, "fold", node.op, f"part of {layer.op} {layer.name}"))
                 if fold is _fold_layer or node.op != "Add":
                     (shift or layer).outputs[0] = node.outputs[0]
@@ -130,7 +150,7 @@ def is_training(node: gs.Node) -> bool:
     )
 
 
-def _fold_layer(surgery: Surgery, layer: gs.Node, _: gs.Node | None, node: gs.Node) -> bool:
+def _fold_layer(weights: _Weights, layer: gs.Node, _: gs.Node | None, node: gs.Node) -> bool:
     """Folds `node` into a Conv, ConvTranspose or Gemm; False where that cannot be."""
     weight, group = layer.inputs[1], int(layer.attrs.get("group", 1))
     by_column = layer.op == "Gemm" and not layer.attrs.get("transB", 0)
@@ -156,9 +176,9 @@ def _fold_layer(surgery: Surgery, layer: gs.Node, _: gs.Node | None, node: gs.No
     if new[0] is None or new[1] is None:
         return False
     if (affine.scale != 1).any():
-        _assign(surgery, layer, 1, new[0], weight.name)
+        weights.assign(layer, 1, new[0], weight.name)
     if bias is not None or new[1].any():
-        _assign(surgery, layer, 2, new[1], f"{layer.name}.bias" if bias is None else bias.name)
+        weights.assign(layer, 2, new[1], f"{layer.name}.bias" if bias is None else bias.name)
         if layer.op == "Gemm" and "beta" in layer.attrs:
             layer.attrs["beta"] = 1.0
     return True
@@ -177,7 +197,7 @@ def _bias(layer: gs.Node, bias: gs.Tensor | None, channels: int) -> Array | None
     return np.array(np.broadcast_to(value, channels))
 
 
-def _fold_matmul(surgery: Surgery, layer: gs.Node, shift: gs.Node | None, node: gs.Node) -> bool:
+def _fold_matmul(weights: _Weights, layer: gs.Node, shift: gs.Node | None, node: gs.Node) -> bool:
     """Folds the scale of `node` into a MatMul; its shift into the Add between, or `node` becomes that Add."""
     weight = layer.inputs[1]
     channels = weight.shape[1]
@@ -194,12 +214,12 @@ def _fold_matmul(surgery: Surgery, layer: gs.Node, shift: gs.Node | None, node: 
     if total is None or values is None:
         return False
     if (affine.scale != 1).any():
-        _assign(surgery, layer, 1, values, weight.name)
+        weights.assign(layer, 1, values, weight.name)
     if shift is not None:
         index = 0 if isinstance(shift.inputs[0], gs.Constant) else 1
-        _assign(surgery, shift, index, np.array(np.broadcast_to(total, channels)), shift.inputs[index].name)
+        weights.assign(shift, index, np.array(np.broadcast_to(total, channels)), shift.inputs[index].name)
     elif total.any():
-        vector = surgery.constant(f"{node.name}.shift", np.array(np.broadcast_to(total, channels)))
+        vector = weights.surgery.constant(f"{node.name}.shift", np.array(np.broadcast_to(total, channels)))
         node.op = "Add"
         node.attrs.clear()
         node.inputs = [layer.outputs[0], vector]
@@ -211,16 +231,3 @@ def _rounded(values: Array, like: gs.Constant) -> Array | None:
     with np.errstate(all="ignore"):
         result: Array = np.ascontiguousarray(values.astype(like.dtype))
     return result if np.isfinite(result).all() else None
-
-
-def _assign(surgery: Surgery, node: gs.Node, index: int, values: Array, name: str) -> None:
-    """Input `index` of `node` becomes `values`, in place where no other node reads it."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    if isinstance(old, gs.Constant) and len(old.outputs) == 1 and tuple(old.shape) == values.shape:
-        old.values = values
-        return
-    new = surgery.constant(name, values)
-    if old is None:
-        node.inputs.append(new)
-    else:
-        node.inputs[index] = new
