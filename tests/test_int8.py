@@ -202,6 +202,10 @@ LOWERED: dict[str, tuple[str, dict[str, Array]]] = {
         "p = Constant<value_ints=[0,0,1,2,0,0,0,1]>() a = Conv(x, w) b = Pad(a, p) y = Conv(b, u)",
         {"u": normal(4, 8, 3, 3)},
     ),
+    "Add": (
+        "c = Transpose<perm=[0,2,3,1]>(x) a = MatMul(c, m) y = Add(a, t)",
+        {"m": normal(3, 5), "t": normal(5)},
+    ),
     "Div": (
         "a = Conv(x, w) b = Div(a, c) y = Conv(b, u)",
         {"c": np.array(0.3, np.float32), "u": normal(4, 8, 1, 1)},
@@ -221,7 +225,8 @@ def test_every_rewrite_has_a_case() -> None:
 def test_a_rewrite_changes_no_result(op: str) -> None:
     """Float arithmetic in another order: 1e-12 of the energy is far over its rounding, far under any mistake."""
     nodes, weights = LOWERED[op]
-    model = prepare(build(nodes, {"w": normal(8, 3, 3, 3), **weights}), None).model
+    convolved = {"w": normal(8, 3, 3, 3)} if "w)" in nodes else {}
+    model = prepare(build(nodes, {**convolved, **weights}), None).model
     new = lower(model, infer(model), {})
     check(new)
     assert op not in {node.op_type for node in new.proto.graph.node}

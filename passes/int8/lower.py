@@ -25,25 +25,30 @@ def lower(model: Model, shapes: Mapping[str, Shape], keep: Mapping[str, str]) ->
     A float operator is not touched: onnxruntime's float fusions look for the forms that exporters write. keep: nodes
     that stay in float.
     """
-    everywhere = _lowered(model, shapes, None)
+    everywhere, made = _lowered(model, shapes, None)
     placement = place(Surgery(everywhere).graph, keep)
-    return _lowered(model, shapes, {*placement.layers, *placement.followers})
+    integer = {*placement.layers, *placement.followers}
+    wanted = {name for name, new in made.items() if not new or integer & new}
+    return _lowered(model, shapes, wanted)[0]
 
 
-def _lowered(model: Model, shapes: Mapping[str, Shape], only: Collection[str] | None) -> Model:
+def _lowered(
+    model: Model, shapes: Mapping[str, Shape], only: Collection[str] | None
+) -> tuple[Model, dict[str, set[str]]]:
+    """The model after the rules, at all nodes or only some; and the names of the nodes that each one became."""
     surgery = Surgery(model)
     _name(surgery)
+    made: dict[str, set[str]] = {}
     for node in list(surgery.graph.nodes):
-        # > a Pad leaves no node behind that could be looked up
-        wanted = only is None or node.name in only or node.op == "Pad"
-        rule = RULES.get(node.op) if wanted else None
+        rule = RULES.get(node.op) if only is None or node.name in only else None
         new = rule(surgery, node, shapes) if rule else None
         if new is None:
             continue
-        if new:
+        if new and node.op != "Add":
             new[-1].name = node.name  # the last one goes by the old name in reports and patterns
+        made[node.name] = {one.name for one in new}
         surgery.replace(surgery.graph, node, new)
-    return surgery.commit()
+    return surgery.commit(), made
 
 
 def _name(surgery: Surgery) -> None:
@@ -200,9 +205,55 @@ def _by_constant(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -
     return [surgery.node("Mul", "times", [node.inputs[0], surgery.constant("inverse", 1 / value)])]
 
 
+def _product_and_bias(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """MatMul and the addition of a bias are Gemm, on rows where the input has more axes. It goes by MatMul's name."""
+    product = next((t for t in node.inputs if isinstance(t, gs.Variable) and t.inputs), None)
+    bias = next((t for t in node.inputs if isinstance(t, gs.Constant)), None)
+    if product is None or bias is None or product.inputs[0].op != "MatMul" or len(product.outputs) != 1:
+        return None
+    matmul = product.inputs[0]
+    source, weight = matmul.inputs
+    shape = shapes.get(source.name)
+    if not isinstance(weight, gs.Constant) or len(weight.shape) != 2 or not shape or len(shape) < 2:
+        return None
+    known = [size for size in shape[:-1] if isinstance(size, int)]
+    columns = int(weight.shape[1])
+    if len(known) < len(shape) - 2 or list(bias.shape) != [columns] or np.dtype(weight.dtype) != np.float32:
+        return None
+    if any(output is product for output in surgery.graph.outputs):
+        return None
+    rows: list[gs.Node] = []
+    if len(shape) > 2:
+        flat = _flattened(surgery, source, node)
+        if flat is None:
+            size = surgery.constant("rows", np.array([-1, weight.shape[0]], np.int64))
+            rows = [surgery.node("Reshape", "flat", [source, size])]
+            flat = rows[0].outputs[0]
+        source = flat
+    gemm = surgery.node("Gemm", "gemm", [source, weight, bias])
+    gemm.name = matmul.name
+    surgery.replace(surgery.graph, matmul, [])
+    if len(shape) == 2:
+        return [gemm]
+    sizes = [size if isinstance(size, int) else -1 for size in shape[:-1]]
+    back = surgery.constant("axes", np.array([*sizes, columns], np.int64))
+    return [*rows, gemm, surgery.node("Reshape", "back", [gemm.outputs[0], back])]
+
+
+def _flattened(surgery: Surgery, source: gs.Tensor, before: gs.Node) -> gs.Tensor | None:
+    """The rows of `source`, if an earlier product took them already: q, k and v read the same."""
+    for node in surgery.graph.nodes:
+        if node is before:
+            return None
+        if node.op == "Reshape" and node.inputs[0] is source and node.inputs[1].name.startswith("rows"):
+            return node.outputs[0]
+    return None
+
+
 RULES: dict[str, Rule] = {
     "ReduceMean": _spatial_mean,
     "BatchNormalization": _scale_and_shift,
+    "Add": _product_and_bias,
     "Div": _by_constant,
     "Sub": _by_constant,
     "Pad": _pad_of_conv,

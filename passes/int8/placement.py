@@ -171,7 +171,7 @@ def _settle(graph: gs.Graph, integer: set[int], layers: set[int], placement: Pla
             made |= {id(t) for t in by_name[name].outputs}
         # what a layer reads is in 8 bits anyway
         made |= {id(node.inputs[0]) for node in graph.nodes if id(node) in layers}
-        inputs = {id(tensor) for tensor in graph.inputs}
+        inputs = {id(tensor) for tensor in graph.inputs if tensor.dtype == np.float32}
         gone = set()
         for node in graph.nodes:
             if id(node) not in integer or id(node) in layers:
