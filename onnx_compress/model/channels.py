@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.ties import Ties
 from onnx_compress.model.units import Closure, Grid, Unit
 
 if TYPE_CHECKING:
@@ -46,8 +47,7 @@ class Channels:
         self.constants: dict[str, gs.Constant] = {}
         self.grids: list[Grid] = []
         self._axes: dict[str, Axes] = {}
-        self._parent: list[int] = []
-        self._pins: dict[int, str] = {}
+        self.ties = Ties()
         self._removals: list[Callable[[Keep], None]] = []
         for value in surgery.graph.inputs:
             self.fresh_axes(value, "a graph input")
@@ -56,7 +56,7 @@ class Channels:
             if rule is None or not all(self._known(t) for t in [*node.inputs, *node.outputs]):
                 barrier(self, node)
             else:
-                rule(self, node)
+                self._apply(rule, node)
             for output in node.outputs:
                 self._settle(node, output)
         for value in surgery.graph.outputs:
@@ -80,8 +80,7 @@ class Channels:
 
     def fresh(self, size: int, pin: str | None = None) -> Labels:
         """New labels; a single one cannot go, so it is pinned."""
-        labels = np.arange(len(self._parent), len(self._parent) + size)
-        self._parent.extend(labels.tolist())
+        labels = self.ties.fresh(size)
         if pin is not None or size == 1:
             self.pin(labels, pin or "the only one of its axis")
         return labels
@@ -98,14 +97,12 @@ class Channels:
                 if labels is not None:
                     self.pin(labels, why)
             return
-        for x, y in zip(a.tolist(), b.tolist(), strict=True):
-            self._union(x, y)
+        self.ties.tie(a, b)
 
     def pin(self, labels: Labels | None, why: str) -> None:
         """These labels cannot go."""
         if labels is not None:
-            for label in labels.tolist():
-                self._pins.setdefault(self._find(label), why)
+            self.ties.pin(labels, why)
 
     def pin_all(self, tensor: gs.Tensor, why: str) -> None:
         """No label of `tensor` can go."""
@@ -134,13 +131,18 @@ class Channels:
         return Closure(self).units()
 
     def remove(self, units: Iterable[Unit]) -> None:
-        """Removes the union of these units from the view: weights, attributes and the constants that count channels."""
-        dead = frozenset().union(*(unit.labels for unit in units))
-        if not dead:
+        """Removes the union of these units from the view: weights, attributes and the constants that count channels.
+
+        Of units that together would take all of a weight's axis, the last ones stay.
+        """
+        dead = self._dead(list(units))
+        if not dead.size:
             return
+        gone = np.zeros(self.ties.size, bool)
+        gone[dead] = True
 
         def keep(labels: Labels) -> NDArray[np.bool_]:
-            return np.array([self._find(label) not in dead for label in labels.tolist()], bool)
+            return ~gone[self.ties.roots(labels)]
 
         for edit in self._removals:
             edit(keep)
@@ -160,6 +162,27 @@ class Channels:
         self.surgery.forget_shapes(changed)
 
     # inside
+
+    def _apply(self, rule: Callable[[Channels, gs.Node], None], node: gs.Node) -> None:
+        from onnx_compress.model.rules import barrier
+
+        try:
+            rule(self, node)
+        except (AssertionError, IndexError, KeyError, TypeError, ValueError):
+            # > a node may lack what its op demands, or have a rank that its rule does not know: it then stops channels
+            barrier(self, node)
+
+    def _dead(self, units: list[Unit]) -> Labels:
+        """The labels of the union of `units`."""
+        sizes = {(n, i): size for n, c in self.constants.items() for i, size in enumerate(c.shape)}
+        taken: dict[tuple[str, int], set[int]] = {}
+        dead: set[int] = set()
+        for unit in units:
+            places = {place: taken.get(place, set()).union(i.tolist()) for place, i in unit.places.items()}
+            if all(len(indices) < sizes[place] for place, indices in places.items()):
+                taken.update(places)
+                dead |= unit.labels
+        return np.array(sorted(dead), np.int64)
 
     def _known(self, tensor: gs.Tensor) -> bool:
         return (
@@ -184,19 +207,3 @@ class Channels:
                 if not tensor.is_empty():
                     self.pin_all(tensor, f"the shapes around {node.name} are not understood")
             self.fresh_axes(output, f"the shapes around {node.name} are not understood")
-
-    def _find(self, label: int) -> int:
-        parent = self._parent
-        while parent[label] != label:
-            parent[label] = parent[parent[label]]
-            label = parent[label]
-        return label
-
-    def _union(self, a: int, b: int) -> None:
-        a, b = self._find(a), self._find(b)
-        if a == b:
-            return
-        low, high = min(a, b), max(a, b)
-        self._parent[high] = low
-        if high in self._pins:
-            self._pins.setdefault(low, self._pins.pop(high))

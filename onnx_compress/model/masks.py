@@ -29,8 +29,7 @@ class Mask:
         labels = self.channels.axes(tensor)[axis]
         if labels is None:
             return np.ones(1)
-        find = self.channels._find  # noqa: SLF001
-        return np.array([find(label) not in self.dead for label in labels.tolist()], float)
+        return np.array([root not in self.dead for root in self.channels.ties.roots(labels).tolist()], float)
 
     def weight(self, node: gs.Node, index: int, axis: int) -> None:
         """Zeroes the dead slices of a weight along an axis."""

@@ -40,6 +40,9 @@ class Unit:
         return frozenset(self.places)
 
 
+_QUIET = {"part of a kernel", "a spatial axis"}
+
+
 @dataclass
 class Closure:
     """Units as closures of seed labels over ties and grids, computed on the roots of the union-find."""
@@ -48,18 +51,44 @@ class Closure:
     lines: dict[int, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
     cells: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
     grids: list[Grid] = field(default_factory=list)
+    pins: list[int] = field(default_factory=list)  # by root: the number of its reason, 0 where it is free
 
     def __post_init__(self) -> None:
-        find = np.vectorize(self.channels._find, otypes=[np.int64])  # noqa: SLF001
-        for number, grid in enumerate(self.channels.grids):
-            lines = tuple(find(line) for line in grid.lines)
-            cells = find(grid.cells)
-            self.grids.append(Grid(lines, cells))
-            for axis, line in enumerate(lines):
-                for index, root in enumerate(line.tolist()):
-                    self.lines[root].append((number, axis, index))
-            for flat, root in enumerate(cells.ravel().tolist()):
-                self.cells[root].append((number, flat))
+        ties = self.channels.ties
+        everything = [
+            Grid(tuple(ties.roots(line) for line in grid.lines), ties.roots(grid.cells))
+            for grid in self.channels.grids
+        ]
+        while sum(self._spread(grid) for grid in everything):
+            pass
+        self.pins = ties.pins(np.arange(ties.size)).tolist()
+        for grid in everything:
+            if not ties.pins(grid.cells).all():
+                self._index(len(self.grids), grid)
+                self.grids.append(grid)
+
+    def _spread(self, grid: Grid) -> bool:
+        """A cell none of whose lines can go is pinned, and so is a line with a cell that cannot; whether any was."""
+        ties = self.channels.ties
+        before = sum(int(np.count_nonzero(ties.pins(roots))) for roots in (*grid.lines, grid.cells))
+        shape = grid.cells.shape
+        held = np.full(shape, np.iinfo(np.int32).max)
+        for axis, line in enumerate(grid.lines):
+            numbers = ties.pins(line).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+            held = np.minimum(held, numbers)
+        ties.give(grid.cells.ravel(), held.ravel().astype(np.int32))
+        cells = ties.pins(grid.cells)
+        for axis, line in enumerate(grid.lines):
+            ties.give(line, cells.max(axis=tuple(i for i in range(len(shape)) if i != axis)))
+        after = sum(int(np.count_nonzero(ties.pins(roots))) for roots in (*grid.lines, grid.cells))
+        return after > before
+
+    def _index(self, number: int, grid: Grid) -> None:
+        for axis, line in enumerate(grid.lines):
+            for index, root in enumerate(line.tolist()):
+                self.lines[root].append((number, axis, index))
+        for flat, root in enumerate(grid.cells.ravel().tolist()):
+            self.cells[root].append((number, flat))
 
     def units(self) -> tuple[list[Unit], dict[str, str]]:
         """Every unit that can go, and for each weight axis with none what pins it."""
@@ -73,35 +102,55 @@ class Closure:
             if isinstance(dead, str):
                 why[seed] = dead
             elif dead not in units:
-                units[dead] = Unit(dead, _gather(dead, places))
-        free = {place for unit in units.values() for place in unit.places}
+                unit = Unit(dead, _gather(dead, places))
+                whole = any(len(indices) == self._size(place) for place, indices in unit.places.items())
+                if whole:
+                    why[seed] = "all of its axis would go at once"
+                elif unit.places:
+                    units[dead] = unit
+        return list(units.values()), self._pinned(list(units.values()), why)
+
+    def _size(self, place: tuple[str, int]) -> int:
+        return int(self.channels.constants[place[0]].shape[place[1]])
+
+    def _pinned(self, units: list[Unit], why: dict[int, str]) -> dict[str, str]:
+        """What holds each axis of a float weight that no unit takes from; parts of kernels are not worth a word."""
+        free = {place for unit in units for place in unit.places}
+        ties = self.channels.ties
         pinned: dict[str, str] = {}
-        for root, spots in places.items():
-            for name, axis in spots:
-                if (name, axis) not in free and len(self.channels._axes[name][axis]) > 1:  # type: ignore[arg-type]  # noqa: SLF001
-                    reason = why.get(root) or self.channels._pins.get(root)  # noqa: SLF001
-                    if reason is not None:
-                        pinned.setdefault(f"{name}[{axis}]", reason)
-        return list(units.values()), pinned
+        for name, constant in self.channels.constants.items():
+            if np.dtype(constant.dtype).kind in "iub" and np.dtype(constant.dtype).itemsize > 1:
+                continue
+            for axis, labels in enumerate(self.channels.axes(constant)):
+                if labels is None or len(labels) < 2 or (name, axis) in free:
+                    continue
+                roots = ties.roots(labels)
+                reasons = [ties.reasons[self.pins[root]] or why.get(root, "") for root in roots[:64].tolist()]
+                reason = next((reason for reason in reasons if reason), None)
+                if reason is not None and reason not in _QUIET:
+                    pinned[f"{name}[{axis}]"] = reason
+        return pinned
 
     def _places(self) -> dict[int, dict[tuple[str, int], list[int]]]:
         """Root -> (weight, axis) -> the indices that carry it. Lines without a weight of their own count as well."""
         places: dict[int, dict[tuple[str, int], list[int]]] = defaultdict(dict)
-        for name in self.channels.constants:
-            for axis, labels in enumerate(self.channels._axes[name]):  # noqa: SLF001
+        ties = self.channels.ties
+        for name, constant in self.channels.constants.items():
+            for axis, labels in enumerate(self.channels.axes(constant)):
                 if labels is None:
                     continue
-                for index, label in enumerate(labels.tolist()):
-                    places[self.channels._find(label)].setdefault((name, axis), []).append(index)  # noqa: SLF001
+                roots = ties.roots(labels)
+                free = np.flatnonzero(ties.pins(roots) == 0)
+                for index, root in zip(free.tolist(), roots[free].tolist(), strict=True):
+                    places[root].setdefault((name, axis), []).append(index)
         for grid in self.grids:
             for line in grid.lines:
-                for root in line.tolist():
+                for root in line[ties.pins(line) == 0].tolist():
                     places[root]  # a line is a seed even where only its cells sit in weights
         return dict(places)
 
     def _close(self, seed: int) -> frozenset[int] | str:
         """The closure of `seed`, or what pins it."""
-        pins = self.channels._pins  # noqa: SLF001
         dead: set[int] = set()
         waiting = [seed]
         while waiting:
@@ -110,8 +159,8 @@ class Closure:
                 root = waiting.pop()
                 if root in dead:
                     continue
-                if root in pins:
-                    return pins[root]
+                if self.pins[root]:
+                    return self.channels.ties.reasons[self.pins[root]]
                 dead.add(root)
                 for number, axis, index in self.lines.get(root, ()):
                     line = np.take(self.grids[number].cells, index, axis=axis)
@@ -140,11 +189,10 @@ class Closure:
         roots = [int(line[i]) for line, i in zip(grid.lines, index, strict=True)]
         if any(root in dead for root in roots):
             return None
-        pins = self.channels._pins  # noqa: SLF001
         sizes = [grid.cells.size // len(line) for line in grid.lines]
-        free = [(size, root) for size, root in zip(sizes, roots, strict=True) if root not in pins]
+        free = [(size, root) for size, root in zip(sizes, roots, strict=True) if not self.pins[root]]
         if not free:
-            return pins[roots[0]]
+            return self.channels.ties.reasons[self.pins[roots[0]]]
         return min(free)[1]
 
 

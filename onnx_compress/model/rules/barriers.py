@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 def barrier(graph: Channels, node: gs.Node) -> None:
     """Nothing that this node reads or makes can go (its bodies read outer tensors too)."""
-    reason = BARRIERS.get(op_name(node))
+    from onnx_compress.model.rules import RULES
+
+    name = op_name(node)
+    reason = BARRIERS.get(name) or ("its shapes or operands are not known" if name in RULES else None)
     why = f"{node.op}: {reason}" if reason else f"no rule for {node.op}"
     for tensor in node.inputs:
         if not tensor.is_empty():

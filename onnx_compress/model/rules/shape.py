@@ -45,7 +45,7 @@ def squeeze(graph: Channels, node: gs.Node) -> None:
 
 
 def expand(graph: Channels, node: gs.Node) -> None:
-    """Axes of size 1 are stretched: the new indices are pinned."""
+    """Axes of size 1 are stretched: the new indices are all the same, so any of them may go."""
     data, output = node.inputs[0], node.outputs[0]
     axes, before, after = graph.axes(data), graph.shape(data), graph.shape(output)
     out: Axes = []
@@ -57,7 +57,7 @@ def expand(graph: Channels, node: gs.Node) -> None:
             out.append(labels)
         else:
             graph.pin(labels, "stretched")
-            out.append(graph.fresh(size, "stretched") if isinstance(size, int) else None)
+            out.append(graph.fresh(size) if isinstance(size, int) else None)
     graph.set(output, out)
     keep_sizes(graph, node, 1, out)
 
