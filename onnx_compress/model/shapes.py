@@ -54,21 +54,25 @@ def _settled(model: Model, found: dict[str, Shape]) -> dict[str, Shape]:
             if shape is not None
         }
         runs.append(_all_shapes(model, fixed))
-    return {name: _agreed(shape, [run.get(name) for run in runs]) for name, shape in found.items()}
+    names = found.keys() | set.intersection(*(set(run) for run in runs))
+    agreed = {name: _agreed(found.get(name), [run.get(name) for run in runs]) for name in sorted(names)}
+    return {name: shape for name, shape in agreed.items() if shape is not None}
 
 
 _TRIAL_SIZES = (64, 192)  # multiples of what detectors stride by, below what most position tables hold
 
 
-def _agreed(shape: Shape, trials: list[Shape | None]) -> Shape:
-    if any(trial is None or len(trial) != len(shape) for trial in trials):
+def _agreed(shape: Shape | None, trials: list[Shape | None]) -> Shape | None:
+    """`shape`, its axes that have one size in all trials static; what has no rank without sizes gets that of the trials."""
+    known = [trial for trial in trials if trial is not None]
+    if len(known) < len(trials) or len({len(trial) for trial in [shape or known[0], *known]}) > 1:
         return shape
-    first, *others = [trial for trial in trials if trial is not None]
+    if shape is None:
+        shape = (None,) * len(known[0])
+    first, *others = known
     return tuple(
         first[i]
-        if not isinstance(axis, int)
-        and isinstance(first[i], int)
-        and all(trial[i] == first[i] for trial in others)
+        if not isinstance(axis, int) and isinstance(first[i], int) and all(t[i] == first[i] for t in others)
         else axis
         for i, axis in enumerate(shape)
     )
