@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import resource
-import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from onnx_compress.detail import Side, try_detail
 from onnx_compress.errors import InputError, ThresholdError
 from onnx_compress.model import prepare as preparation
 from onnx_compress.model.document import Model, check
@@ -20,6 +19,7 @@ from onnx_compress.request import Inputs, Request, Words, load_model, open_input
 from onnx_compress.runtime import machine
 from onnx_compress.runtime.agreement import batch_rows
 from onnx_compress.runtime.data import random_data
+from onnx_compress.runtime.machine import peak_resident
 from onnx_compress.runtime.session import input_specs
 from onnx_compress.stages import Line, Stages, cost_of, examine, run_passes, skip_all
 from onnx_compress.verify import Threshold, Verification, costliest
@@ -85,6 +85,7 @@ def compress(
     seed: int = 0,
     verify: bool = True,
     freeze_inputs: bool = False,
+    detail: bool = False,
     isolate: bool = False,
     progress: Progress | None = None,
 ) -> Compressed:
@@ -92,8 +93,8 @@ def compress(
 
     model: a path, a ModelProto, or anything with `.model_proto`; passes: a SPEC, a Recipe or passes; data: a path, an
     iterable of feeds or an onnxruntime CalibrationDataReader; eval: as data, with targets; decisions: the report (or its
-    path) of an earlier run, whose clock decisions are replayed; threads: None for the physical cores; isolate: in a child
-    process, so that a crash of native code is a LimitError; progress: called with (done, total, what).
+    path) of an earlier run, whose clock decisions are replayed; threads: None for the physical cores; detail: the report
+    also has the time of each layer and histograms, which its HTML form draws; isolate: in a child process, so that a crash of native code is a LimitError; progress: called with (done, total, what).
     Raises ThresholdError (the report in its attribute `report`), UsageError, InputError or LimitError, each one line.
     """
     request = Request(
@@ -114,6 +115,7 @@ def compress(
         seed=seed,
         verify=verify,
         freeze_inputs=freeze_inputs,
+        detail=detail,
     )
     if isolate:
         from onnx_compress.isolate import run_isolated
@@ -166,6 +168,7 @@ def run(request: Request, progress: Progress = _silent) -> Compressed:
     if request.verify and found.runs:
         with watch("verify"):
             proof = _prove(model, result, words, inputs, request, progress)
+            proof = _detailed(proof, stages, result, line.feeds, request, words)
     return _finish(request, words, stages, result, proof, inputs, watch)
 
 
@@ -200,6 +203,7 @@ class _Proof:
 
     verification: Verification = field(default_factory=Verification)
     data: Data | None = None
+    detail: Mapping[str, Any] | None = None
 
 
 def _prove(
@@ -224,6 +228,24 @@ def _prove(
         progress=progress,
     )
     return _Proof(verification, data)
+
+
+def _detailed(
+    proof: _Proof,
+    stages: Stages,
+    result: Model,
+    feeds: Mapping[str, Array],
+    request: Request,
+    words: Words,
+) -> _Proof:
+    """The proof with what a close look shows, where the request asks for one."""
+    if not request.detail or proof.data is None:
+        return proof
+    before = Side(stages.models[0][1], stages.steps[0].before.layers)
+    after = Side(result, stages.steps[-1].after.layers)
+    found, warnings = try_detail(before, after, proof.data, feeds, threads=words.clock.threads)
+    stages.warnings += warnings
+    return replace(proof, detail=found)
 
 
 def _finish(
@@ -254,12 +276,13 @@ def _finish(
         after=_after(stages, first, result),
         environment=machine.environment(),
         seconds=watch.elapsed,
-        peak_rss_bytes=_peak(),
+        peak_rss_bytes=peak_resident(),
         stages=watch.seconds,
         steps=stages.steps,
         agreement=proof.verification.agreement,
         metric=proof.verification.metric,
         latency=proof.verification.latency,
+        detail=proof.detail,
         data=DataUsed(used.source, used.samples, used.random) if used else DataUsed(),
         thresholds=thresholds,
         warnings=list(dict.fromkeys([*stages.warnings, *_warnings(stages, result, proof)])),
@@ -330,6 +353,7 @@ def compare(
     batch: int = 1,
     samples: int = 512,
     seed: int = 0,
+    detail: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The report of two models that take the same inputs: agreement, metric and latency. Arguments as of `compress`.
@@ -351,6 +375,7 @@ def compare(
         batch=batch,
         samples=samples,
         seed=seed,
+        detail=detail,
     )
     words = read_words(request)
     watch = _Watch(progress or _silent)
@@ -371,12 +396,13 @@ def compare(
         inputs = inputs.one_by_one()
     if not found.runs:
         raise InputError(found.warnings[0])
-    with watch("verify"):
-        proof = _prove(first, second, words, inputs, request, watch.progress)
     costs = cost_of(first, found.feeds), cost_of(second, found.feeds)
     stages = Stages(
         [("original", first)], [Step("verify", {}, 0.0, *costs)], [*inputs.warnings, *found.warnings]
     )
+    with watch("verify"):
+        proof = _prove(first, second, words, inputs, request, watch.progress)
+        proof = _detailed(proof, stages, second, found.feeds, request, words)
     made = _finish(request, words, stages, second, proof, inputs, watch)
     made.report["passes"] = []
     return made.report
@@ -447,9 +473,3 @@ class _Watch:
         start = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-def _peak() -> int:
-    """Bytes this process has held at most."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -221,7 +221,13 @@ def test_interrupted_command_leaves_nothing(folder: Path, number: int) -> None:
     command = [sys.executable, "-m", "onnx_compress", *(RUN + "d.npz").split()]
     pipe, root = subprocess.PIPE, str(Path(__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": root}
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=env) as process:
+
+    def caught_again() -> None:
+        signal.signal(number, signal.SIG_DFL)  # a runner in the background ignores some, and its children too
+
+    with subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, env=env, preexec_fn=caught_again
+    ) as process:
         scratch = Path(tempfile.gettempdir())
         while not list(scratch.iterdir()) and process.poll() is None:
             time.sleep(0.01)

@@ -196,9 +196,9 @@ def big(folder: Path, size: int) -> Path:
 def peak_of_copy(source: Path, target: Path) -> int:
     """Bytes resident at most while a process of its own copies."""
     code = (
-        "import sys, resource; from onnx_compress import compress;"
+        "import sys; from onnx_compress import compress; from onnx_compress.runtime.machine import peak_resident;"
         "compress(sys.argv[1], 'none').save(sys.argv[2]);"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "print(peak_resident())"
     )
     root = str(Path(lossless.__file__).parents[2])
     found = subprocess.run(
@@ -208,7 +208,7 @@ def peak_of_copy(source: Path, target: Path) -> int:
         check=True,
         env={**os.environ, "PYTHONPATH": root},
     )
-    return int(found.stdout) * 1024
+    return int(found.stdout)
 
 
 def check_copy_of(size: int, tmp_path: Path) -> None:
