@@ -234,18 +234,15 @@ class Svd:
         return plan
 
     def _rows(self, study: Study, layer: Layer) -> list[tuple[float, float]]:
-        """(cost, weighted error) of leaving the layer alone, then of each of its options."""
-        weight = study.weights.get(layer.output, 1.0)
+        """(cost, harm) of leaving the layer alone, then of each of its options."""
         options = study.tables[layer.output]
-        if not self._bounded:
-            dense = float(layer.params if self._by == "params" else layer.macs)
-            return [
-                (dense, 0.0),
-                *((float(getattr(item, self._by)), item.error * weight) for item in options),
-            ]
-        # the largest saving is one of time, as far as it is known
-        wasted = study.overheads.get(layer.output, 0.0) * layer.macs
-        return [(float(layer.macs), 0.0), *((item.macs + wasted, item.error * weight) for item in options)]
+        harms = [study.harm(layer.output, item.error) for item in options]
+        if self._by == "params":
+            costs = [float(item.params) for item in options]
+            return [(float(layer.params), 0.0), *zip(costs, harms, strict=True)]
+        # the largest saving within a tolerance is one of time, as far as that is known; a budget counts work
+        wasted = study.overheads.get(layer.output, 0.0) * layer.macs if self._bounded else 0.0
+        return [(float(layer.macs), 0.0), *zip([item.macs + wasted for item in options], harms, strict=True)]
 
     def _largest_saving(self, study: Study, layers: list[Layer], share: ShareOut) -> dict[str, Option]:
         """The plan that saves most and whose measured error on held-out data, once refitted, stays within the tolerance.
