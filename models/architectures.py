@@ -115,7 +115,7 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenet() -> nn.Module:
-    """Small MobileNetV3: six inverted residuals at 14x14 and 7x7."""
+    """Small MobileNetV3: five inverted residuals at 14x14 and 7x7."""
     return nn.Sequential(
         convolution(1, 32, 3, stride=2),
         nn.Hardswish(),

@@ -30,7 +30,7 @@ class Schedule:
     rate: float  # peak learning rate of the one-cycle schedule
     decay: float = 0.05  # weight decay of AdamW
     shift: int = 2  # pixels an image may move, in each direction
-    half: bool = True  # bfloat16 where it helps: depthwise convolutions are faster in float32
+    half: bool = True  # forward pass in bfloat16
 
 
 SCHEDULES = {
