@@ -151,6 +151,7 @@ def run(
             "seed": seed,
             "verify": not no_verify,
             "freeze_inputs": freeze_inputs,
+            "detail": _detailed(reports),
         },
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
@@ -210,6 +211,7 @@ def verify(
         "batch": batch,
         "samples": samples,
         "seed": seed,
+        "detail": _detailed(reports),
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
     with catch_signals() as signals, _reported(reports, json=json):
@@ -303,10 +305,34 @@ def _report_places(paths: Sequence[str], inputs: Sequence[str | None]) -> list[s
     from onnx_compress.target import check_place
 
     for path in paths:
-        if not path.endswith((".json", ".md")):
-            raise UsageError(f"--report {path}: its ending is not known; write .json or .md")
+        if not path.endswith((".json", ".md", ".html")):
+            raise UsageError(f"--report {path}: its ending is not known; write .json, .md or .html")
+        if path.endswith(".html"):
+            from onnx_compress.report.html import check_installed
+
+            check_installed()
         check_place(path, inputs)
     return list(paths)
+
+
+def _detailed(reports: Sequence[str]) -> bool:
+    """Whether layers are to be timed: an HTML report draws that."""
+    return any(path.endswith(".html") for path in reports)
+
+
+def _rendered(found: dict[str, Any], path: str) -> str:
+    """The report in the form that the ending of `path` names."""
+    if path.endswith(".html"):
+        from onnx_compress.report.html import to_html
+
+        return to_html(found)
+    if path.endswith(".md"):
+        from onnx_compress.report.markdown import to_markdown
+
+        return to_markdown(found)
+    from onnx_compress.report.plain import to_json
+
+    return to_json(found)
 
 
 def _limits(memory: float | None, seconds: float | None, *, verbose: bool, quiet: bool) -> dict[str, Any]:
@@ -338,12 +364,11 @@ def _reported(reports: Sequence[str], *, json: bool) -> Iterator[None]:
 
 
 def _deliver(found: dict[str, Any], reports: Sequence[str], *, json: bool, quiet: bool) -> None:
-    from onnx_compress.report.markdown import to_markdown
     from onnx_compress.report.plain import to_json
     from onnx_compress.target import write_text
 
     for path in reports:
-        write_text(path, to_json(found) if path.endswith(".json") else to_markdown(found))
+        write_text(path, _rendered(found, path))
     if json:
         show(to_json(found))
     elif not quiet:

@@ -144,7 +144,7 @@ Report = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Write the report, .json or .md; repeatable. Written also when a threshold is missed.",
+        help="Write the report, .json, .md or .html; repeatable. Written also when a threshold is missed.",
     ),
 ]
 Json = Annotated[

@@ -47,6 +47,7 @@ class Request:
     seed: int = 0
     verify: bool = True
     freeze_inputs: bool = False
+    detail: bool = False
 
     @property
     def limits(self) -> Limits:

@@ -58,13 +58,16 @@ class Outcome:
     agreement: Sequence[Agreement] = ()
     metric: Metric | None = None
     latency: Latency | None = None
+    detail: Mapping[str, Any] | None = None
     data: DataUsed = DataUsed()
     thresholds: Sequence[Threshold] = ()
     warnings: Sequence[str] = ()
 
 
 def report(outcome: Outcome) -> dict[str, Any]:
-    """The report; beside the words of schema 1, `layers` lists the cost of each layer before and after."""
+    """The report; beside the words of schema 1, `layers` lists the cost of each layer before and after, and what
+    `onnx_compress.detail` found: each layer's `ms`, the `kernels`, histograms of `weights` and `errors`.
+    """
     plain: dict[str, Any] = _plain(
         {
             "schema": SCHEMA,
@@ -85,7 +88,7 @@ def report(outcome: Outcome) -> dict[str, Any]:
             "thresholds": [dataclasses.asdict(threshold) for threshold in outcome.thresholds],
             "environment": dict(outcome.environment),
             "warnings": list(outcome.warnings),
-            "layers": {"before": _layers(outcome.before), "after": _layers(outcome.after)},
+            "layers": _both(outcome),
         }
     )
     return plain
@@ -113,6 +116,16 @@ def _fields(record: Any, *names: str) -> dict[str, Any]:
 
 def _totals(cost: Cost) -> dict[str, int]:
     return {"bytes": cost.bytes, "params": cost.params, "macs": cost.macs, "nodes": cost.nodes}
+
+
+def _both(outcome: Outcome) -> dict[str, Any]:
+    layers: dict[str, Any] = {"before": _layers(outcome.before), "after": _layers(outcome.after)}
+    if outcome.detail is None:
+        return layers
+    for side in ("before", "after"):
+        times = outcome.detail["ms"][side]
+        layers[side] = [{**layer, "ms": times.get(layer["name"])} for layer in layers[side]]
+    return layers | {key: outcome.detail[key] for key in ("kernels", "weights", "errors")}
 
 
 def _layers(cost: Cost) -> list[dict[str, Any]]:

@@ -39,7 +39,7 @@ class Session:
 
     threads: intra-op threads; optimize: all of onnxruntime's graph optimisations, or none of them;
     outputs: names of tensors to return beside the graph's outputs, or, with `trimmed`, in their place: what only the
-    graph's outputs need is then not computed.
+    graph's outputs need is then not computed; profile: the start of the path that `end_profile` writes to.
     Raises InputError, with onnxruntime's reason, where it does not load.
     """
 
@@ -51,6 +51,7 @@ class Session:
         optimize: bool = True,
         outputs: Sequence[str] = (),
         trimmed: bool = False,
+        profile: str = "",
     ) -> None:
         import onnxruntime as ort
 
@@ -63,6 +64,9 @@ class Session:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
         # > spinning threads of one session slow every other session of the process down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if profile:
+            options.enable_profiling = True
+            options.profile_file_prefix = profile
         self._session = _open(_with_outputs(model, outputs, trimmed=trimmed), options)
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.inputs = [value.name for value in self._session.get_inputs()]
@@ -82,6 +86,10 @@ class Session:
     def run_raw(self, feeds: Mapping[str, Array]) -> None:
         """One run, nothing returned: for the clock."""
         self._session.run(None, feeds)
+
+    def end_profile(self) -> str:
+        """The path of onnxruntime's trace of all runs so far, of a session with `profile`."""
+        return str(self._session.end_profiling())
 
 
 def input_specs(model: Model) -> list[InputSpec]:
