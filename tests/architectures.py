@@ -47,7 +47,7 @@ class Net:
         value = self.rng.uniform(low, low + 0.8, size).astype(np.float32)
         return self.const(value, f"{name}{len(self.weights)}")
 
-    def const(self, value: Array, name: str = "") -> str:
+    def const(self, value: Any, name: str = "") -> str:
         """A constant."""
         name = name or f"c{len(self.weights)}"
         self.weights.append(numpy_helper.from_array(np.asarray(value), name))

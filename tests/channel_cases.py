@@ -121,7 +121,7 @@ CASES: dict[str, tuple[str, int]] = {
     "Slice": (image("s = Constant<value_ints=[1]>()\n e = Constant<value_ints=[5]>()\n a = Constant<value_ints=[1]>()\n"
                     "g = Slice(h, s, e, a)", channels=4), 6),
     "Gather": (image("i = Constant<value_ints=[4,2,0]>()\n g = Gather<axis=1>(h, i)", channels=3), 6),
-    "Pad": (image("p = Constant<value_ints=[0,1,0,0,0,1,0,0]>()\n g = Pad(h, p)", channels=8), 6),
+    "Pad": (image("p = Constant<value_ints=[0,1,0,0,0,2,0,0]>()\n g = Pad(h, p)", channels=9), 9),
     "Tile": (image("p = Constant<value_ints=[1,2,1,1]>()\n g = Tile(h, p)", channels=12), 6),
     "DepthToSpace": ("""g (float[N,4,6,6] x, float[8,4,1,1] w1, float[3,2,1,1] w2) => (float[N,3,12,12] y) {
         h = Conv(x, w1)
@@ -141,7 +141,7 @@ CASES: dict[str, tuple[str, int]] = {
         y = MatMul(f, w2) }""", 6),
     "Unsqueeze": (rows("a = Constant<value_ints=[1]>()\n u = Unsqueeze(h, a)\n g = Squeeze(u, a)"), 6),
     "Expand": (image("s = Constant<value_ints=[1,6,6,6]>()\n e = Expand(wm, s)\n g = Mul(h, e)",
-                     ", float[1,6,1,1] wm"), 6),
+                     ", float[1,1,6,1] wm"), 6),
     "ConstantOfShape": (rows("s = Constant<value_ints=[6]>()\n e = ConstantOfShape(s)\n g = Add(h, e)"), 6),
     "Shape": (rows("s = Shape(h)\n c = Cast<to=1>(s)\n m = ReduceMax(c)\n g = Div(h, m)"), 6),
     "MaxPool": (image("g = MaxPool<kernel_shape=[2,2]>(h)", "", "N, 3, 5, 5"), 6),

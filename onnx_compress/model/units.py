@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,29 +43,26 @@ class Unit:
 _QUIET = {"part of a kernel", "a spatial axis"}
 
 
-@dataclass
 class Closure:
     """Units as closures of seed labels over ties and grids, computed on the roots of the union-find."""
 
-    channels: Channels
-    lines: dict[int, list[tuple[int, int, int]]] = field(default_factory=lambda: defaultdict(list))
-    cells: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-    grids: list[Grid] = field(default_factory=list)
-    pins: list[int] = field(default_factory=list)  # by root: the number of its reason, 0 where it is free
-
-    def __post_init__(self) -> None:
-        ties = self.channels.ties
+    def __init__(self, channels: Channels) -> None:
+        self.channels = channels
+        ties = channels.ties
         everything = [
             Grid(tuple(ties.roots(line) for line in grid.lines), ties.roots(grid.cells))
-            for grid in self.channels.grids
+            for grid in channels.grids
         ]
         while sum(self._spread(grid) for grid in everything):
             pass
-        self.pins = ties.pins(np.arange(ties.size)).tolist()
-        for grid in everything:
-            if not ties.pins(grid.cells).all():
-                self._index(len(self.grids), grid)
-                self.grids.append(grid)
+        self.pins = ties.pins(np.arange(ties.size))
+        self.grids = [grid for grid in everything if not ties.pins(grid.cells).all()]
+        self.dead = np.zeros(ties.size, bool)
+        self.is_line = np.zeros(ties.size, bool)
+        self.lines: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        self.owners = [np.full(ties.size, -1)]  # the grids that a root is a cell of, one array an occurrence
+        for number, grid in enumerate(self.grids):
+            self._index(number, grid)
 
     def _spread(self, grid: Grid) -> bool:
         """A cell none of whose lines can go is pinned, and so is a line with a cell that cannot; whether any was."""
@@ -85,10 +82,17 @@ class Closure:
 
     def _index(self, number: int, grid: Grid) -> None:
         for axis, line in enumerate(grid.lines):
+            self.is_line[line] = True
             for index, root in enumerate(line.tolist()):
                 self.lines[root].append((number, axis, index))
-        for flat, root in enumerate(grid.cells.ravel().tolist()):
-            self.cells[root].append((number, flat))
+        cells = np.unique(grid.cells)
+        for owner in self.owners:
+            free = owner[cells] < 0
+            owner[cells[free]] = number
+            cells = cells[~free]
+        if cells.size:
+            self.owners.append(np.full(len(self.dead), -1))
+            self.owners[-1][cells] = number
 
     def units(self) -> tuple[list[Unit], dict[str, str]]:
         """Every unit that can go, and for each weight axis with none what pins it."""
@@ -96,7 +100,7 @@ class Closure:
         units: dict[frozenset[int], Unit] = {}
         why: dict[int, str] = {}
         for seed in places:
-            if seed in self.cells:
+            if self.owners[0][seed] >= 0:
                 continue
             dead = self._close(seed)
             if isinstance(dead, str):
@@ -151,49 +155,59 @@ class Closure:
 
     def _close(self, seed: int) -> frozenset[int] | str:
         """The closure of `seed`, or what pins it."""
-        dead: set[int] = set()
-        waiting = [seed]
+        marked: list[Labels] = []
+        try:
+            reason = self._fill(seed, marked)
+            return reason or frozenset(np.concatenate(marked).tolist())
+        finally:
+            for roots in marked:
+                self.dead[roots] = False
+
+    def _fill(self, seed: int, marked: list[Labels]) -> str | None:
+        """Marks everything that goes with `seed` as dead, until a pin is met: its reason."""
+        waiting, done = [seed], set()
+        touched: set[int] = set()
         while waiting:
-            open_cells: list[tuple[int, int]] = []
-            while waiting:
-                root = waiting.pop()
-                if root in dead:
-                    continue
-                if self.pins[root]:
-                    return self.channels.ties.reasons[self.pins[root]]
-                dead.add(root)
-                for number, axis, index in self.lines.get(root, ()):
-                    line = np.take(self.grids[number].cells, index, axis=axis)
-                    waiting += [cell for cell in np.unique(line).tolist() if cell not in dead]
-                open_cells += self.cells.get(root, ())
-            for number, flat in open_cells:
-                line_root = self._cover(self.grids[number], flat, dead)
-                if isinstance(line_root, str):
-                    return line_root
-                if line_root is not None:
-                    waiting.append(line_root)
-                    break  # that line may cover the other cells as well
-            if waiting:
-                self._reopen(dead, waiting)
-        return frozenset(dead)
+            root = waiting.pop()
+            news = [np.array([root])]
+            for number, axis, index in () if root in done else self.lines.get(root, ()):
+                news.append(np.unique(np.take(self.grids[number].cells, index, axis=axis)))
+            done.add(root)
+            for roots in news:
+                new = roots[~self.dead[roots]]
+                pins = self.pins[new]
+                if pins.any():
+                    return self.channels.ties.reasons[pins.max()]
+                self.dead[new] = True
+                marked.append(new)
+                touched.update(*(np.unique(owner[new]).tolist() for owner in self.owners))
+                waiting += [line for line in new[self.is_line[new]].tolist() if line not in done]
+            while touched and not waiting:
+                # > one line at a time: it may bring others that cover the cells that are left
+                line = self._uncovered(touched)
+                if isinstance(line, str):
+                    return line
+                waiting += [] if line is None else [line]
+        return None
 
-    def _reopen(self, dead: set[int], waiting: list[int]) -> None:
-        """Cells already dead are looked at again once the line that was chosen is dead."""
-        again = [root for root in dead if root in self.cells]
-        dead.difference_update(again)
-        waiting += again
-
-    def _cover(self, grid: Grid, flat: int, dead: set[int]) -> int | str | None:
-        """None where a dead line covers the cell; else its cheapest line that can go, or why none can."""
-        index = np.unravel_index(flat, grid.cells.shape)
-        roots = [int(line[i]) for line, i in zip(grid.lines, index, strict=True)]
-        if any(root in dead for root in roots):
+    def _uncovered(self, touched: set[int]) -> int | str | None:
+        """The cheapest line of a dead cell without a dead line, or why none can go; None where one grid has none."""
+        number = min(touched)
+        if number < 0:
+            touched.discard(number)
             return None
+        grid = self.grids[number]
+        open_ = self.dead[grid.cells]
+        for axis, line in enumerate(grid.lines):
+            open_ = open_ & ~self.dead[line].reshape([-1 if i == axis else 1 for i in range(open_.ndim)])
+        if not open_.any():
+            touched.discard(number)
+            return None
+        index = np.unravel_index(int(open_.argmax()), open_.shape)
+        roots = [int(line[i]) for line, i in zip(grid.lines, index, strict=True)]
         sizes = [grid.cells.size // len(line) for line in grid.lines]
         free = [(size, root) for size, root in zip(sizes, roots, strict=True) if not self.pins[root]]
-        if not free:
-            return self.channels.ties.reasons[self.pins[roots[0]]]
-        return min(free)[1]
+        return min(free)[1] if free else self.channels.ties.reasons[self.pins[roots[0]]]
 
 
 def _gather(

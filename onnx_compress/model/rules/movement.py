@@ -201,13 +201,14 @@ def gather(graph: Channels, node: gs.Node) -> None:
 
 
 def pad(graph: Channels, node: gs.Node) -> None:
-    """Padding adds indices that are pinned."""
+    """Padding with a constant adds indices of its own, which go by padding less."""
     axes = graph.axes(node.inputs[0])
     rank = len(axes)
     pads = operand(node, 1, "pads")
     some = operand(node, 3, "axes")
     mode = node.attrs.get("mode", "constant")
     out: Axes = []
+    added: dict[int, tuple[Labels, Labels]] = {}
     for axis, labels in enumerate(axes):
         size = graph.shape(node.outputs[0])[axis]
         amounts = _pads(pads, some, axis, rank)
@@ -217,9 +218,22 @@ def pad(graph: Channels, node: gs.Node) -> None:
             graph.pin(labels, "padded with its own values or by an amount computed in the graph")
             out.append(graph.fresh(size, "padded") if isinstance(size, int) else None)
         else:
-            before, after = (graph.fresh(n, "padding") for n in amounts)
+            before, after = (graph.ties.fresh(n) for n in amounts)
+            added[axis] = before, after
             out.append(np.concatenate([before, labels, after]))
     graph.set(node.outputs[0], out)
+
+    def edit(keep: Keep) -> None:
+        new = [int(amount) for amount in pads]
+        padded = [int(a) % rank for a in some] if some is not None else list(range(rank))
+        for axis, sides in added.items():
+            for side, place in zip(sides, (0, len(padded)), strict=True):
+                new[padded.index(axis) + place] = int(keep(side).sum())
+        if new != list(pads):
+            set_operand(graph, node, 1, "pads", new)
+
+    if added:
+        graph.on_removal(edit)
 
 
 def _pads(pads: Any, some: Any, axis: int, rank: int) -> tuple[int, int] | None:
