@@ -76,14 +76,15 @@ def even(choices: Sequence[Choice], keep: float) -> list[int]:
     alone = [any(not others for others in places.values()) for places in rivals]
     numbers = [0] * len(choices)
     gone: dict[tuple[str, int], Array] = {}
+    nothing = np.empty(0, np.int64)
     waiting = set(range(len(choices)))
     for i in sorted(waiting, key=lambda i: (not alone[i], choices[i].curve.size)):
         waiting.discard(i)
         needs = [keep]
         if not alone[i]:
             needs = []
-            for place, cover in covers[i].items():
-                left = 1 - np.intersect1d(gone.get(place, ()), cover).size / cover.size
+            for place, indices in covers[i].items():
+                left = 1 - np.intersect1d(gone.get(place, nothing), indices).size / indices.size
                 shared = 1 + len(waiting.intersection(rivals[i][place]))
                 needs.append(min(1.0, keep / left) ** (1 / shared))
         wanted = round(choices[i].curve.size * (1 - max(needs)))
@@ -91,7 +92,7 @@ def even(choices: Sequence[Choice], keep: float) -> list[int]:
         numbers[i] = int(counts[np.searchsorted(counts, wanted, side="right") - 1])
         for unit in choices[i].curve.units[: numbers[i]]:
             for place, indices in unit.places.items():
-                gone[place] = np.union1d(gone.get(place, ()), indices)
+                gone[place] = np.union1d(gone.get(place, nothing), indices)
     return numbers
 
 
