@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 WIDEST = 5000  # inputs of a layer up to which its Gram matrix is worth its time
 PROBE_WORK = 3e11  # multiply-adds that all sensitivity probes together may take
 POSITIONS = 64  # of a sample's output positions that a Gram matrix takes
-PROBES = (0.1, 0.25, 0.5)  # shares of a layer's multiply-adds at which its harm is measured
+PROBES = (0.1, 0.25, 0.5, 0.75)  # shares of a layer's multiply-adds at which its harm is measured
 HELD_OUT = 0.25  # of the data
 
 
