@@ -58,7 +58,7 @@ def weights(before: Side, after: Side, feeds: Mapping[str, Array]) -> list[dict[
     `moved`: the total variation distance of the two histograms, 0 to 1.
     """
     first, second = _effective(before, feeds), _effective(after, feeds)
-    found = []
+    found: list[dict[str, Any]] = []
     for name in first.keys() & second.keys():
         old, new = first[name].ravel(), second[name].ravel()
         low, high = float(min(old.min(), new.min())), float(max(old.max(), new.max()))
@@ -124,7 +124,7 @@ def errors(before: Model, after: Model, data: Data, threads: int = 0) -> list[di
                 kept = pairs.setdefault(name, ([], []))
                 kept[0].append(value.ravel())
                 kept[1].append(np.asarray(actual[name]).ravel())
-    found = []
+    found: list[dict[str, Any]] = []
     for name, (old, new) in pairs.items():
         reference, other = np.concatenate(old), np.concatenate(new)
         if reference.shape == other.shape:

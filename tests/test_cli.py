@@ -236,8 +236,8 @@ def test_output_is_the_report_json_or_nothing(capsys: pytest.CaptureFixture[str]
             "--input-shapes 'a:0': write NAME:1,3,224,224, sizes from 1 on",
         ),
         (
-            "in out --passes none --report r.html",
-            "--report r.html: its ending is not known; write .json or .md",
+            "in out --passes none --report r.pdf",
+            "--report r.pdf: its ending is not known; write .json, .md or .html",
         ),
         ("in out --passes none --report no/r.md", "no/r.md: there is no folder"),
         (
