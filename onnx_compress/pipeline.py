@@ -142,6 +142,7 @@ def run(request: Request, progress: Progress = _silent) -> Compressed:
             seed=request.seed,
             threads=words.clock.threads,
         )
+    request = replace(request, input_shapes=found.input_shapes)
     if found.single:
         inputs = inputs.one_by_one()
     stages = Stages([("original", model)], warnings=[*inputs.warnings, *found.warnings])

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from onnx_compress.errors import InputError, LimitError
+from onnx_compress.errors import InputError, LimitError, UsageError
 from onnx_compress.model.document import check
 from onnx_compress.model.shapes import Shape, dtypes, infer
 from onnx_compress.runtime.data import random_data
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+PICTURES = ((48, 320), (32, 320), (64, 64), (32, 32), (224, 224), (256, 256), (640, 640))  # height, width
 BATCH = 4  # samples: what a model that takes any number of them is tried with
 CHUNK = 100  # tensors fetched by one run: their values are in memory together
 # what onnxruntime says of an operator that it knows but has no kernel for, or of a domain that is not its own
@@ -48,6 +49,7 @@ class Preflight:
     runs: bool = True
     single: bool = False
     warnings: list[str] = field(default_factory=list)
+    input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def preflight(
@@ -69,15 +71,44 @@ def preflight(
     if session is None:
         warning = f"the model cannot be run, so nothing is measured or verified: {why}"
         return Preflight({}, infer(model, input_shapes), dtypes(model), runs=False, warnings=[warning])
-    feeds = first_feeds(model, input_shapes, data, seed, batch)
+    given = dict(input_shapes or {})
+    warnings = []
+    feeds = first_feeds(model, given, data, seed, batch)
     try:
         session.run(feeds)
     except LimitError as error:
         how = "random inputs: give --data, or sizes with --input-shapes" if data is None else data.source
-        raise InputError(f"the model loads but does not run on {how}: {error}") from error
+        usual = None if data is not None or given else _usual_shapes(model, session, seed)
+        if usual is None:
+            raise InputError(f"the model loads but does not run on {how}: {error}") from error
+        given = usual
+        feeds = first_feeds(model, given, data, seed, batch)
+        words = " ".join(
+            f"--input-shapes {name}:{','.join(map(str, shape))}" for name, shape in given.items()
+        )
+        warnings.append(f"sizes that the model runs with were found by trial: as if {words} had been given")
     shapes, types = _symbolic(model, feeds, threads)
-    single = not _runs_in_batches(model, session, input_shapes, data, seed)
-    return Preflight(feeds, shapes, types, single=single)
+    single = not _runs_in_batches(model, session, given, data, seed)
+    return Preflight(feeds, shapes, types, single=single, warnings=warnings, input_shapes=given)
+
+
+def _usual_shapes(model: Model, session: Session, seed: int) -> dict[str, tuple[int, ...]] | None:
+    """Sizes of pictures that the model runs with, where the first guess was wrong; None where none of them is right."""
+    pictures = [spec for spec in input_specs(model) if len(spec.shape) == 4 and spec.dtype.kind == "f"]
+    for height, width in PICTURES:
+        shapes = {}
+        for spec in pictures:
+            usual = (1, 3, height, width)
+            shapes[spec.name] = tuple(
+                size if isinstance(size, int) else guess
+                for size, guess in zip(spec.shape, usual, strict=True)
+            )
+        try:
+            session.run(first_feeds(model, shapes, None, seed, 1))
+        except (LimitError, UsageError):
+            continue
+        return shapes or None
+    return None
 
 
 def _runs_in_batches(

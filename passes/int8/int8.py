@@ -123,8 +123,8 @@ class Int8:
             self.bits,
         )
         keep = dict.fromkeys(self.excluded(model), f"excluded by exclude={self.exclude}")
-        lowered = lower(model, infer(model, job.input_shapes), keep)
-        shapes = infer(lowered, job.input_shapes)
+        lowered = lower(model, infer(model), keep)
+        shapes = infer(lowered)
         return Quantizer(lowered, data, choices, keep, shapes, job.clock.threads, job.progress)
 
     def excluded(self, model: Model) -> set[str]:
