@@ -48,6 +48,7 @@ class Channels:
         self.grids: list[Grid] = []
         self._axes: dict[str, Axes] = {}
         self.ties = Ties()
+        self.followed: set[int] = set()  # id of every node whose rule could be applied
         self._removals: list[Callable[[Keep], None]] = []
         for value in surgery.graph.inputs:
             self.fresh_axes(value, "a graph input")
@@ -168,6 +169,7 @@ class Channels:
 
         try:
             rule(self, node)
+            self.followed.add(id(node))
         except (AssertionError, IndexError, KeyError, TypeError, ValueError):
             # > a node may lack what its op demands, or have a rank that its rule does not know: it then stops channels
             barrier(self, node)

@@ -32,6 +32,6 @@ def masked(model: Model, shapes: Mapping[str, Shape], units: Iterable[Unit]) -> 
     edits = {**CONTRACTIONS, **NORMALISATIONS}
     for node in list(surgery.graph.nodes):
         edit = edits.get(op_name(node))
-        if edit is not None:
+        if edit is not None and id(node) in channels.followed:
             edit(mask, node)
     return surgery.commit()

@@ -8,6 +8,7 @@ import onnx
 
 from onnx_compress.errors import InputError, UsageError
 from onnx_compress.model.inline_functions import BUDGET, expanded_nodes
+from onnx_compress.model.sizes import fold_sizes
 from onnx_compress.model.stand_ins import put_stand_ins
 from onnx_compress.model.walk import graphs
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
 
 Shape = tuple[int | str | None, ...]
+ROUNDS = 30  # of inference, each of which makes more sizes known: a Reshape can depend on the one before it
 
 
 def infer(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Shape]:
@@ -127,6 +129,16 @@ def _inferred(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None) 
         _fix(proto, input_shapes)
         # > recorded shapes may hold the sizes of another run: what onnx infers goes first
         del proto.graph.value_info[:]
+    for _ in range(ROUNDS if input_shapes else 0):
+        if not fold_sizes(proto, dict(_shapes(_infer(proto, {}).graph))):
+            break
+    return _infer(proto, known, keep=not input_shapes)
+
+
+def _infer(
+    proto: onnx.ModelProto, known: Mapping[str, onnx.ValueInfoProto], *, keep: bool = False
+) -> onnx.ModelProto:
+    """`proto` with the value_info that onnx infers, and of `known` what it does not."""
     for data_prop in (True, False):
         try:
             result = onnx.shape_inference.infer_shapes(proto, data_prop=data_prop)
@@ -135,7 +147,7 @@ def _inferred(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None) 
         present = {value.name for value in result.graph.value_info}
         result.graph.value_info.extend(value for name, value in known.items() if name not in present)
         return result
-    proto.graph.value_info.extend(known[name] for name in known if input_shapes)
+    proto.graph.value_info.extend(known[name] for name in known if not keep)
     return proto
 
 

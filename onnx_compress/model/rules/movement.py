@@ -34,8 +34,8 @@ def set_operand(graph: Channels, node: gs.Node, index: int, attribute: str, valu
     if attribute in node.attrs:
         node.attrs[attribute] = value
     else:
-        hint = f"{node.name}_{attribute}"
-        node.inputs[index] = graph.surgery.constant(hint, np.array(value, np.int64))
+        dtype = np.asarray(node.inputs[index].values).dtype
+        node.inputs[index] = graph.surgery.constant(f"{node.name}_{attribute}", np.array(value, dtype))
 
 
 def transpose(graph: Channels, node: gs.Node) -> None:
