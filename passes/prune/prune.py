@@ -26,6 +26,7 @@ from onnx_compress.passes.prune.plan import (
     with_sensitivity,
 )
 from onnx_compress.passes.prune.refit import refit
+from onnx_compress.passes.prune.sensitivity import sensitivity
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
 
@@ -100,6 +101,10 @@ class Prune:
         ]
         skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
         return Result(model, possible, skips)
+
+    def sensitivity(self, job: Job) -> list[dict[str, Any]]:
+        """What removing a quarter, a half and three quarters of each kind of unit does to the outputs."""
+        return sensitivity(job, criterion=self.criterion, repair=self.repair, exclude=self.exclude)
 
     def _stepwise(self, job: Job, budget: str) -> Result:
         """The budget in equal factors: each round's Gram matrices are of the model that the last one left."""
