@@ -227,12 +227,15 @@ def inspect(
     preprocess: o.Preprocess = None,
     input_shapes: o.InputShapes = None,
     freeze_inputs: o.FreezeInputs = False,
+    samples: o.Samples = 512,
+    self_test: o.SelfTest = False,
+    sensitivity: o.Sensitivity = None,
     memory_limit: o.MemoryLimit = None,
     time_limit: o.TimeLimit = None,
     json: o.Json = False,
     verbose: o.Verbose = False,
 ) -> None:
-    """Show layers, channel units, and what passes could do.
+    """Show layers and their time, channel units, and what passes could do.
 
     For each pass: what it could change in this model, and why not the rest.
     """
@@ -244,6 +247,9 @@ def inspect(
         "preprocess": preprocess,
         "input_shapes": parse_shapes(input_shapes or []) or None,
         "freeze_inputs": freeze_inputs,
+        "samples": samples,
+        "self_test": self_test,
+        "sensitivity": sensitivity,
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=json)
     with catch_signals() as signals:

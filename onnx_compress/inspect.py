@@ -1,4 +1,4 @@
-"""What a model is made of, and what each pass could do with it: nothing is changed, nothing is timed."""
+"""What a model is made of, where its time goes, and what each pass could do with it: nothing is changed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
+from onnx_compress.contract import Job
+from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model
@@ -15,19 +17,32 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes import known_passes
 from onnx_compress.preflight import preflight, shapes_at
-from onnx_compress.runtime.data import open_data
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.data import open_data, random_data
+from onnx_compress.runtime.machine import physical_cores
+from onnx_compress.runtime.profile import by_layer, profile
+from onnx_compress.runtime.selftest import TOLERANCE
+from onnx_compress.runtime.selftest import self_test as test_removal
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import onnx
 
     from onnx_compress.contract import Pass
     from onnx_compress.model.cost import Cost
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.runtime.data import Data
+    from onnx_compress.runtime.profile import Kernel
 
     Progress = Callable[[int, int, str], None]
+
+
+RUNS = 5  # that are profiled
+RANDOM_SAMPLES = 32  # for a sensitivity without data
+QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulNBits"}
+QUANTIZED |= {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM"}
 
 
 def _silent(_done: int, _total: int, _what: str) -> None:
@@ -41,19 +56,29 @@ def inspect(
     preprocess: str | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     freeze_inputs: bool = False,
+    samples: int = 512,
+    self_test: bool = False,
+    sensitivity: str | None = None,
     progress: Progress = _silent,
 ) -> dict[str, Any]:
     """Layers, channel units and cost of a model, and what each known pass could do with it and why not.
 
-    The layers are those of the prepared model, which is what passes see; `data` only gives the sizes of symbolic axes.
-    Raises InputError where the model or `data` cannot be read or used.
+    The layers are those of the prepared model, which is what passes see; `data` gives the sizes of symbolic axes, and
+    `samples` of it what `sensitivity` is measured on. `ms` is the time a layer takes in one run, where its name tells it.
+    self_test: also whether channels removed are channels masked, on this very model; sensitivity: the name of a pass
+    that has a method `sensitivity(job)`, which is called.
+    Raises UsageError where there is no such pass, InputError where the model or `data` cannot be read or used.
     """
+    asked = None if sensitivity is None else _sensitive(sensitivity)
     progress(0, 3, "load")
     loaded = model if isinstance(model, Model) else Model.load(model)
     if freeze_inputs:
         loaded = loaded.copy()
         freeze(loaded)
-    opened = None if data is None else open_data(data, input_specs(loaded), samples=1, preprocess=preprocess)
+    wanted = 1 if asked is None else samples
+    opened = (
+        None if data is None else open_data(data, input_specs(loaded), samples=wanted, preprocess=preprocess)
+    )
     progress(1, 3, "preflight")
     flight = preflight(loaded, input_shapes=input_shapes, data=opened)
     ready = prepare(loaded, flight.shapes)
@@ -62,7 +87,8 @@ def inspect(
     sizes = shapes_at(ready.model, flight.feeds) if flight.runs else shapes
     total = cost(ready.model, sizes)
     proto = loaded.proto
-    return {
+    kernels = profile([ready.model], flight.feeds, runs=RUNS)[0] if flight.runs else []
+    found: dict[str, Any] = {
         "schema": 1,
         "model": os.fspath(model) if isinstance(model, str | os.PathLike) else "",
         "bytes": loaded.nbytes,
@@ -81,15 +107,49 @@ def inspect(
         ],
         "prepared": dict(Counter(edit.what for edit in ready.changes)),
         "barriers": [{"node": left.node, "why": left.why} for left in ready.skips],
-        "layers": _layers(ready.model, total, sizes),
+        "quantized": any(node.op_type in QUANTIZED for node in proto.graph.node),
+        "ms": sum(kernel.ms for kernel in kernels) if kernels else None,
+        "layers": _layers(ready.model, total, sizes, kernels),
         "units": _units(ready.model, shapes),
         "passes": [_survey(kind, ready.model, shapes) for kind in known_passes()],
         "warnings": list(flight.warnings),
     }
+    if self_test and flight.runs:
+        worst = test_removal(ready.model, shapes, flight.feeds, 0)
+        found["self_test"] = {"difference": worst, "allowed": TOLERANCE, "sound": worst <= TOLERANCE}
+    if asked is not None and flight.runs:
+        found["sensitivity"] = _sensitivity(asked, ready.model, opened, input_shapes, progress)
+    return found
 
 
-def _layers(model: Model, total: Cost, sizes: Mapping[str, Shape]) -> list[dict[str, Any]]:
-    """Every layer with its shapes and cost, in graph order."""
+def _sensitive(name: str) -> Any:
+    """The pass `name`, with its default options. Raises UsageError unless it measures a sensitivity."""
+    able = {kind.name: kind for kind in known_passes() if callable(getattr(kind, "sensitivity", None))}
+    if name not in able:
+        raise UsageError(f"--sensitivity {name}: passes that measure it: {', '.join(able)}")
+    return able[name]()
+
+
+def _sensitivity(
+    asked: Any,
+    model: Model,
+    data: Data | None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What the pass measured, on `data` or on random inputs."""
+    shapes = dict(input_shapes or {})
+    used = data or random_data(input_specs(model), RANDOM_SAMPLES, 0, shapes, model)
+    job = Job(model, model, used, 0, Clock(physical_cores(), 0), progress=progress, input_shapes=shapes)
+    rows = asked.sensitivity(job)
+    return {"pass": asked.name, "samples": used.samples, "random": used.random, "rows": rows}
+
+
+def _layers(
+    model: Model, total: Cost, sizes: Mapping[str, Shape], kernels: Sequence[Kernel]
+) -> list[dict[str, Any]]:
+    """Every layer with its shapes, cost and time, in graph order."""
+    times = by_layer(model, kernels, [layer.node for layer in total.layers])
     nodes: dict[str, onnx.NodeProto] = {node.name: node for node in model.proto.graph.node}
     found = []
     for layer in total.layers:
@@ -108,6 +168,7 @@ def _layers(model: Model, total: Cost, sizes: Mapping[str, Shape]) -> list[dict[
                 "params": layer.params,
                 "macs": layer.macs,
                 "bytes": layer.bytes,
+                "ms": times.get(layer.node),
             }
         )
     return found

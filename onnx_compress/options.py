@@ -112,6 +112,24 @@ Decisions = Annotated[
         help="Replay the clock decisions of an earlier run.",
     ),
 ]
+SelfTest = Annotated[
+    bool,
+    typer.Option("--self-test", metavar="", help="Also prove on this model that removed equals masked."),
+]
+Sensitivity = Annotated[
+    str | None,
+    typer.Option(
+        "--sensitivity",
+        metavar="PASS",
+        help="Also measure what PASS would do to the outputs, place by place.",
+    ),
+]
+Layers = Annotated[
+    bool,
+    typer.Option(
+        "--layers", metavar="", help="Also compare inner tensors whose names match, in graph order."
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

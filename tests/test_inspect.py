@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_compress.errors import InputError
+from onnx_compress.errors import InputError, UsageError
 from onnx_compress.inspect import inspect
 from onnx_compress.model.document import Model
 from onnx_compress.passes import known_passes
@@ -78,3 +78,30 @@ def test_every_pass_says_what_it_could_do(found: dict[str, Any]) -> None:
 def test_missing_model_is_an_input_error() -> None:
     with pytest.raises(InputError, match="no such file"):
         inspect("absent.onnx")
+
+
+def test_layers_are_timed_and_the_rest_of_the_model_is_said(found: dict[str, Any]) -> None:
+    """The convolution bears the name of its Relu in onnxruntime's fused graph: its time is found all the same."""
+    times = [layer["ms"] for layer in found["layers"]]
+    assert all(time > 0 for time in times)
+    assert sum(times) <= found["ms"]
+    assert not found["quantized"]
+
+
+def test_self_test_removes_what_it_masks() -> None:
+    result = inspect(model(), self_test=True)["self_test"]
+    assert result["sound"]
+    assert result["difference"] <= result["allowed"]
+
+
+def test_units_that_others_make_up_for_are_not_missed() -> None:
+    """Four equal filters: each of them can be made up for by the others, so removing three costs nothing."""
+    result = inspect(model(), sensitivity="prune")["sensitivity"]
+    assert result["random"]
+    assert [row["units"] for row in result["rows"]] == [1, 2, 3]
+    assert all(row["error"] < 1e-3 for row in result["rows"])
+
+
+def test_sensitivity_of_a_pass_that_measures_none_names_those_that_do() -> None:
+    with pytest.raises(UsageError, match=r"passes that measure it: .*prune"):
+        inspect(model(), sensitivity="absent")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.report.text import render, short, skip_table, table
-from onnx_compress.report.words import amount, plain, size
+from onnx_compress.report.words import amount, milliseconds, number, plain, size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +23,9 @@ def to_text(found: dict[str, Any], *, width: int = 100, color: bool = False) -> 
         Text(
             f"{size(found['bytes'])}, {amount(found['params'])} parameters, {amount(found['macs'])} MACs, "
             f"{found['nodes']} nodes, opset {found['opsets'].get('ai.onnx', '?')}"
+            + (f", {milliseconds(found['ms'])} a run" if found.get("ms") else "")
+            + (", quantized" if found.get("quantized") else "")
+            + (f", by {plain(found['producer'])}" if found.get("producer") else "")
         ),
         *(
             Text(f"input  {plain(item['name'])}: {item['dtype']} {_shape(item['shape'])}")
@@ -42,8 +45,36 @@ def to_text(found: dict[str, Any], *, width: int = 100, color: bool = False) -> 
         parts += [title("not compressible"), _grouped("node", found["barriers"])]
     for item in found["passes"]:
         parts += [title(item["name"]), *_pass(item)]
+    if "self_test" in found:
+        parts += [title("self-test"), Text(_tested(found["self_test"]))]
+    if "sensitivity" in found:
+        parts += [
+            title(f"sensitivity to {found['sensitivity']['pass']}"),
+            *_sensitivity(found["sensitivity"]),
+        ]
     parts += [Text(f"warning: {plain(line)}", style="yellow") for line in found["warnings"]]
     return render(parts, width=width, color=color)
+
+
+def _tested(result: dict[str, Any]) -> str:
+    verdict = "sound" if result["sound"] else "NOT SOUND: do not prune this model, and report it"
+    return (
+        f"channels removed against channels masked: largest difference {number(result['difference'])} "
+        f"of an output, rounding is up to {result['allowed']:g}: {verdict}"
+    )
+
+
+def _sensitivity(result: dict[str, Any]) -> list[Any]:
+    """A row a place, a column a share: the relative error of the worst output."""
+    from rich.text import Text
+
+    shares = list(dict.fromkeys(row["share"] for row in result["rows"]))
+    made = table("where", *(f"{100 * share:.0f} % gone" for share in shares), right=range(1, len(shares) + 1))
+    for where in dict.fromkeys(row["where"] for row in result["rows"]):
+        errors = {row["share"]: row["error"] for row in result["rows"] if row["where"] == where}
+        made.add_row(short(where, 60), *(number(errors.get(share), 3) for share in shares))
+    kind = " RANDOM" if result["random"] else ""
+    return [made, Text(f"relative error of the worst output; {result['samples']}{kind} samples given")]
 
 
 def _shape(axes: list[Any]) -> str:
@@ -51,11 +82,14 @@ def _shape(axes: list[Any]) -> str:
 
 
 def _layers(layers: list[dict[str, Any]]) -> Table:
-    made = table("name", "op", "input", "weight", "output", "parameters", "MACs", "size", right=(5, 6, 7))
+    made = table(
+        "name", "op", "input", "weight", "output", "parameters", "MACs", "size", "ms", right=(5, 6, 7, 8)
+    )
     for layer in layers:
         shapes = (_shape(layer[key]) for key in ("input", "weight", "output"))
         costs = (amount(layer["params"]), amount(layer["macs"]), size(layer["bytes"]))
-        made.add_row(short(layer["name"]), plain(layer["op"]), *shapes, *costs)
+        time = "" if layer.get("ms") is None else number(layer["ms"], 3)
+        made.add_row(short(layer["name"]), plain(layer["op"]), *shapes, *costs, time)
     return made
 
 
