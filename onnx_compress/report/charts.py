@@ -41,18 +41,18 @@ ROWS = 24  # layers in a chart
 def bars(layers: Sequence[tuple[str, float, float]], write: Callable[[float], str], salt: str) -> str:
     """Two bars a layer, (name, before, after), each with what `write` makes of its number."""
     with _drawing(salt) as figure_of:
-        figure, axes = figure_of(4.9, 0.35 + 0.34 * len(layers))
+        figure, axes = figure_of(3.8, 0.35 + 0.34 * len(layers))
         places = range(len(layers))
         for shift, side, color in ((-0.2, 1, _BEFORE), (0.2, 2, _AFTER)):
             values = [float(layer[side]) for layer in layers]
             drawn = axes.barh([place + shift for place in places], values, 0.36, color=color)
-            axes.bar_label(drawn, [write(value) for value in values], padding=3, fontsize=7)
-        axes.set_yticks(list(places), [short(name, 26) for name, _, _ in layers])
+            axes.bar_label(drawn, [write(value) for value in values], padding=2, fontsize=7)
+        axes.set_yticks(list(places), [short(name, 22) for name, _, _ in layers])
         axes.invert_yaxis()
         axes.tick_params(length=0)
         axes.set_xticks([])
         axes.spines["bottom"].set_visible(False)
-        axes.margins(x=0.16, y=0.01)
+        axes.margins(x=0.22, y=0.01)
         return _svg(figure)
 
 
