@@ -1,0 +1,172 @@
+"""`unpack`: the very files an archive was made from. The archive may be hostile.
+
+Sizes are checked before memory is taken, checksums before and after decoding; what is in memory at a time is the index and one
+chunk, however large the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import zstandard
+
+from onnx_compress.archive.container import (
+    DIGEST,
+    HEADER_BYTES,
+    Header,
+    Member,
+    Weight,
+    checked_body,
+    map_file,
+)
+from onnx_compress.archive.fields import Reader, damaged
+from onnx_compress.archive.payloads import Kind, chunks, decode_chunk
+from onnx_compress.archive.streams import stretch
+from onnx_compress.errors import InputError, LimitError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import BinaryIO
+
+EXTERNAL = "external"  # folder beside the staged model, for its data files
+
+
+def unpack(
+    *,
+    source: str,
+    target: str,
+    memory: int | None = None,
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Restores the model of the archive `source` at `target`, its data files in the folder EXTERNAL beside; the report.
+
+    memory: bytes it may take.
+    Raises InputError where the archive is damaged, LimitError where it needs more memory or disk than there is.
+    """
+    start = time.monotonic()
+    try:
+        if not Path(source).is_file():
+            raise InputError(f"{source}: no such file")
+        mapped = map_file(source)
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read: {error.strerror}") from error
+    header = Header.read(mapped[:HEADER_BYTES].tobytes(), source)
+    header.check(mapped.nbytes, memory)
+    free = shutil.disk_usage(Path(target).parent).free
+    if header.restored > free:
+        raise LimitError(
+            f"the model is {header.restored / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; nothing was written"
+        )
+    packed = mapped[HEADER_BYTES + header.body :].tobytes()
+    if zlib.crc32(packed) != header.index_check:
+        raise damaged("its index has a wrong checksum")
+    body = checked_body(mapped, header)
+    index = Reader(stretch(packed, header.index_raw))
+    names = _restore(index, body, header, Path(target), progress)
+    return {
+        "schema": 1,
+        "input": source,
+        "output": target,
+        "seconds": time.monotonic() - start,
+        "before": {"bytes": mapped.nbytes},
+        "after": {"bytes": header.restored},
+        "external": names,
+    }
+
+
+def _restore(
+    index: Reader, body: memoryview, header: Header, target: Path, progress: Callable[[int, int, str], None]
+) -> list[str]:
+    """Writes every file; returns the names of the data files."""
+    files, skeleton_raw, skeleton_coded = index.number(), index.number(), index.number()
+    bulk = Reader(body)
+    skeleton = _Skeleton(bulk.raw(skeleton_coded), skeleton_raw)
+    written = 0
+    names: list[str] = []
+    for number in range(files):
+        member = Member.read(index)
+        written += member.size
+        if written > header.restored or (member.name == "") != (number == 0) or member.name in names:
+            raise damaged("its files are not those it says")
+        names += [member.name] if number else []
+        path = target.parent / EXTERNAL / member.name if number else target
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                _restore_file(member, index, bulk, skeleton, file)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise damaged("its file names contradict each other") from error
+        progress(written, header.restored, "unpack")
+    index.end()
+    bulk.end()
+    skeleton.end()
+    if not files or written != header.restored:
+        raise damaged("its files are not those it says")
+    return names
+
+
+def _restore_file(member: Member, index: Reader, bulk: Reader, skeleton: _Skeleton, file: BinaryIO) -> None:
+    digest = hashlib.blake2b(digest_size=DIGEST)
+    left = member.size
+
+    def write(data: bytes) -> None:
+        nonlocal left
+        left -= len(data)
+        if left < 0:
+            raise damaged("a file is longer than it says")
+        digest.update(data)
+        file.write(data)
+
+    for _ in range(member.weights):
+        weight = Weight.read(index)
+        if weight.before + weight.length > left:
+            raise damaged("a file is longer than it says")
+        skeleton.copy(weight.before, write)
+        kind = Kind.of(weight.data_type, weight.dims, weight.length)
+        check = 0
+        for rows, columns in chunks(kind, weight.length):
+            data = decode_chunk(index, bulk, kind, rows, columns)
+            check = zlib.crc32(data, check)
+            write(data)
+        if check != weight.check:
+            raise damaged("a tensor has a wrong checksum")
+    skeleton.copy(left, write)
+    if digest.digest() != member.digest:
+        raise damaged("a file has a wrong checksum")
+
+
+class _Skeleton:
+    """The bytes between the weights, decompressed as they are needed."""
+
+    def __init__(self, coded: memoryview, size: int) -> None:
+        self.left = size
+        self.reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(coded)
+
+    def copy(self, length: int, write: Callable[[bytes], None]) -> None:
+        """The next `length` bytes, a megabyte at a time."""
+        self.left -= length
+        if self.left < 0:
+            raise damaged("its skeleton is too short")
+        while length:
+            data = self._read(min(length, 1 << 20))
+            if not data:
+                raise damaged("its skeleton is too short")
+            length -= len(data)
+            write(data)
+
+    def end(self) -> None:
+        """Raises InputError where something is left."""
+        if self.left or self._read(1):
+            raise damaged("its skeleton is too long")
+
+    def _read(self, length: int) -> bytes:
+        try:
+            data: bytes = self.reader.read(length)
+        except zstandard.ZstdError as error:
+            raise damaged("its skeleton cannot be read") from error
+        return data
