@@ -26,12 +26,13 @@ ROUNDS = 40  # of bisection: a factor of 2^40 in the price
 
 @dataclass(frozen=True)
 class Choice:
-    """What a kind may lose: counts (ascending, the first 0), their error and what they save."""
+    """What a kind may lose: counts (ascending, the first 0), their error and what they save; how many layers read it."""
 
     curve: Curve
     counts: Array
     error: Array
     saved: Array
+    readers: int = 1
 
 
 def counts(size: int, multiple: int) -> Array:

@@ -94,7 +94,13 @@ def make_plan(
     for curve in curves:
         numbers = counts(curve.size, multiple)
         choices.append(
-            Choice(curve, numbers, curve.loss[numbers], saved(what, curve.units, numbers.tolist()))
+            Choice(
+                curve,
+                numbers,
+                curve.loss[numbers],
+                saved(what, curve.units, numbers.tolist()),
+                len(context.reading(curve.units)),
+            )
         )
     return Plan(job.model, shapes, choices, what, grams, skips)
 

@@ -27,6 +27,7 @@ from onnx_compress.passes.prune.plan import (
 )
 from onnx_compress.passes.prune.refit import refit
 from onnx_compress.passes.prune.sensitivity import sensitivity
+from onnx_compress.passes.prune.shortlist import candidates
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
 
@@ -146,9 +147,25 @@ class Prune:
         else:
             units, warning = self._to_budget(job, plan, budget)
             warnings += [warning] if warning else []
-            model = self._cut(job, plan, units, repair, fit)
+            if held is not None and budget in ("macs", "params") and self.scope == "global":
+                model, units = self._best(job, plan, repair, fit, held, float(getattr(self, budget)))
+            else:
+                model = self._cut(job, plan, units, repair, fit)
         skips = plan.skips + unpruned(plan, units)
         return Result(model, changes(plan, units), skips, list(job.clock.decisions), warnings)
+
+    def _best(
+        self, job: Job, plan: Plan, repair: Repair, fit: Data | None, held: Data, keep: float
+    ) -> tuple[Model, list[Unit]]:
+        """Of several ways to meet the budget the one that is nearest to the original once it is refitted."""
+        reference = Reference(job.original, held, threads=job.clock.threads)
+        made = []
+        for numbers in candidates(job, plan, held, repair, keep):
+            units = chosen(plan.choices, numbers)
+            model = self._cut(job, plan, units, repair, fit)
+            made.append((reference.error(model), model, units))
+        _, model, units = min(made, key=lambda entry: entry[0])
+        return model, units
 
     def _to_budget(self, job: Job, plan: Plan, budget: str) -> tuple[list[Unit], str]:
         """The units to remove, and a warning where the budget cannot be reached."""
