@@ -182,6 +182,7 @@ def verify(
     min_speedup: o.MinSpeedup = None,
     input_shapes: o.InputShapes = None,
     samples: o.Samples = 512,
+    layers: o.Layers = False,
     threads: o.Threads = None,
     batch: o.Batch = 1,
     seed: o.Seed = 0,
@@ -192,7 +193,7 @@ def verify(
     verbose: o.Verbose = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Compare two models: agreement, metric, latency."""
+    """Compare two models: agreement, metric, latency; with --layers, where they part."""
     from onnx_compress.supervise import catch_signals
 
     reports = _report_places(report or [], [a, b, data, eval_])
@@ -212,6 +213,7 @@ def verify(
         "samples": samples,
         "seed": seed,
         "detail": _detailed(reports),
+        "layers": layers,
     }
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
     with catch_signals() as signals, _reported(reports, json=json):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.detail import Side, try_detail
@@ -19,6 +19,7 @@ from onnx_compress.request import Inputs, Request, Words, load_model, open_input
 from onnx_compress.runtime import machine
 from onnx_compress.runtime.agreement import batch_rows
 from onnx_compress.runtime.data import random_data
+from onnx_compress.runtime.inner import Inner, compare_inside
 from onnx_compress.runtime.machine import peak_resident
 from onnx_compress.runtime.session import input_specs
 from onnx_compress.stages import Line, Stages, cost_of, examine, run_passes, skip_all
@@ -198,6 +199,12 @@ def _prepare(stages: Stages, found: Preflight, line: Line, *, freeze: bool) -> N
     stages.models.append(("prepare", prepared.model))
 
 
+def _random(model: Model, request: Request, inputs: Inputs) -> Data:
+    """Random inputs, for a run without data."""
+    data = random_data(input_specs(model), RANDOM_SAMPLES, request.seed, request.input_shapes, model)
+    return replace(data, fixed=1) if inputs.single else data
+
+
 @dataclass(frozen=True)
 class _Proof:
     """What verification found, and on which data."""
@@ -211,11 +218,7 @@ def _prove(
     before: Model, after: Model, words: Words, inputs: Inputs, request: Request, progress: Progress
 ) -> _Proof:
     """Agreement and metric on --eval, which no pass has seen, else on --data, else on random inputs; and latency."""
-    specs = input_specs(before)
-    data = inputs.eval or inputs.data
-    if data is None:
-        data = random_data(specs, RANDOM_SAMPLES, request.seed, request.input_shapes, before)
-        data = replace(data, fixed=1) if inputs.single else data
+    data = inputs.eval or inputs.data or _random(before, request, inputs)
     feeds = first_feeds(before, request.input_shapes, inputs.eval or inputs.data, request.seed, request.batch)
     verification = compare_models(
         before,
@@ -355,9 +358,12 @@ def compare(
     samples: int = 512,
     seed: int = 0,
     detail: bool = False,
+    layers: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The report of two models that take the same inputs: agreement, metric and latency. Arguments as of `compress`.
+
+    layers: also the inner tensors whose names match, in the order of the graph, under `layers`: `tensors`.
 
     Raises ThresholdError (the report in its attribute `report`), UsageError, InputError or LimitError, each one line.
     """
@@ -397,6 +403,11 @@ def compare(
         inputs = inputs.one_by_one()
     if not found.runs:
         raise InputError(found.warnings[0])
+    inside: list[Inner] = []
+    if layers:
+        with watch("layers"):
+            used = inputs.eval or inputs.data or _random(first, request, inputs)
+            inside = compare_inside(first, second, used, threads=words.clock.threads)
     costs = cost_of(first, found.feeds), cost_of(second, found.feeds)
     stages = Stages(
         [("original", first)], [Step("verify", {}, 0.0, *costs)], [*inputs.warnings, *found.warnings]
@@ -406,6 +417,8 @@ def compare(
         proof = _detailed(proof, stages, second, found.feeds, request, words)
     made = _finish(request, words, stages, second, proof, inputs, watch)
     made.report["passes"] = []
+    if layers:
+        made.report["layers"]["tensors"] = [asdict(item) for item in inside]
     return made.report
 
 

@@ -9,6 +9,7 @@ from onnx_compress.report.words import (
     comparison,
     conditions,
     costliest,
+    hurting,
     number,
     options_text,
     plain,
@@ -43,6 +44,9 @@ def to_markdown(report: dict[str, Any]) -> str:
         layers = costliest(report, side)
         if layers:
             lines += ["", f"## Costliest layers {side}", "", *rows(_LAYER_HEADINGS, map(_layer_row, layers))]
+    if hurting(report):
+        headings = ("layer", "op", "error", "added", "dB SQNR")
+        lines += ["", "## Layers that add most error", "", *rows(headings, hurting(report))]
     skips = skips_by_reason(report)
     if skips:
         shown = [(name, str(len(nodes)), why, ", ".join(nodes)) for name, why, nodes in skips]

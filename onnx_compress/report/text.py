@@ -10,6 +10,7 @@ from onnx_compress.report.words import (
     comparison,
     conditions,
     costliest,
+    hurting,
     plain,
     size,
     skips_by_reason,
@@ -33,6 +34,8 @@ def to_text(report: dict[str, Any], *, width: int = 100, color: bool = False) ->
         parts += ["", _passes(report)]
     if costliest(report, "before"):
         parts += ["", _layers(report)]
+    if hurting(report):
+        parts += ["", Text("layers that add most error", style="bold"), _hurting(report)]
     skips = skips_by_reason(report)
     if skips:
         parts += ["", Text("left alone", style="bold"), skip_table(skips)]
@@ -113,6 +116,13 @@ def _layers(report: dict[str, Any]) -> Table:
     before, after = costliest(report, "before"), costliest(report, "after")
     for place in range(max(len(before), len(after))):
         made.add_row(*_layer(before, place), *_layer(after, place))
+    return made
+
+
+def _hurting(report: dict[str, Any]) -> Table:
+    made = table("layer", "op", "error", "added", "dB SQNR", right=(2, 3, 4))
+    for name, *cells in hurting(report):
+        made.add_row(short(name, 50), *cells)
     return made
 
 

@@ -98,6 +98,23 @@ def costliest(report: dict[str, Any], side: str, count: int = 5) -> list[dict[st
     return sorted(layers, key=lambda layer: (-(layer.get("macs") or 0), -(layer.get("bytes") or 0)))[:count]
 
 
+def hurting(report: dict[str, Any], count: int = 10) -> list[tuple[str, str, str, str, str]]:
+    """Rows of (node, op, tensor's error, what it added, SQNR) of the tensors that added most error, worst first."""
+    tensors = (report.get("layers") or {}).get("tensors") or []
+    ranked = sorted(tensors, key=lambda item: -item["added"])[:count]
+    return [
+        (
+            plain(item["node"] or item["tensor"]),
+            plain(item["op"]),
+            number(item["error"], 3),
+            number(item["added"], 3),
+            number(item["sqnr_db"]),
+        )
+        for item in ranked
+        if item["added"] > 0
+    ]
+
+
 def comparison(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     """Rows of (what, before, after, change) for everything that was measured on both models."""
     before, after = report.get("before") or {}, report.get("after") or {}
