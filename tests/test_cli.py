@@ -83,6 +83,7 @@ def test_every_word_reaches_its_place(worker: Worker) -> None:
         "seed": 7,
         "verify": False,
         "freeze_inputs": True,
+        "detail": False,
     }
     assert (worker.asked["memory"], worker.asked["seconds"], worker.asked["verbose"]) == (
         500_000_000,
@@ -101,6 +102,7 @@ def test_defaults_are_those_of_the_design(worker: Worker) -> None:
         "batch": 1,
         "verify": True,
         "freeze_inputs": False,
+        "detail": False,
     }
 
 
