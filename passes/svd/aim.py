@@ -69,7 +69,7 @@ def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
 
 
 def solve(
-    problem: Problem, layer: Layer, method: str, rank: int, start: Factors | None = None, sweeps: int = 4
+    problem: Problem, layer: Layer, method: str, rank: int, start: Factors | None = None, sweeps: int = 2
 ) -> Factors:
     """The factors of `rank` that lose least; start: factors of the same form to begin from."""
     grams: list[Array | None] = [None] * layer.groups

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-BYTES = 48 * 2**20  # of the columns of one layer
-LEAST = 24  # columns a weight's row wants for each of its entries
+BYTES = 32 * 2**20  # of the columns of one layer
 
 
 @dataclass

@@ -25,7 +25,7 @@ RIDGE = 1e-9  # of the mean diagonal: only what keeps a solve from dividing by z
 
 
 def spatial_factors(
-    weight: Array, gram: Array | None, rank: int, *, sweeps: int = 4, start: Array | None = None
+    weight: Array, gram: Array | None, rank: int, *, sweeps: int = 2, start: Array | None = None
 ) -> tuple[Array, Array]:
     """The factors of a (N, C, kh, kw) filter at `rank`: first (rank, C, kh) and second (N, rank, kw).
 
@@ -90,7 +90,7 @@ class _Problem:
         right = np.einsum("naj,ra->nrj", self.target, first, optimize=True).reshape(self.n, -1)
         return _solver(normal)(right.T).T.reshape(self.n, rank, self.kw)
 
-    def first(self, first: Array, second: Array, steps: int = 8) -> Array:
+    def first(self, first: Array, second: Array, steps: int = 4) -> Array:
         """A better first factor (r, a) for a given second: conjugate gradients from the present one."""
         rank = len(first)
         columns = second.reshape(self.n, -1)

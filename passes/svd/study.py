@@ -49,6 +49,7 @@ class Study:
     data, fit, held: all of the data, and its parts to fit on and to judge by; None without data.
     By a layer's output: problems, its least squares; tables, its options; harms, (error, what it does to the model's outputs)
     of a few options;
+    refits, the factors of whole plans;
     overheads, the share of its time that a factored layer takes beyond its share of multiply-adds.
     """
 
@@ -65,6 +66,7 @@ class Study:
     tables: dict[str, list[Option]] = field(default_factory=dict)
     harms: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     overheads: dict[str, float] = field(default_factory=dict)
+    refits: dict[frozenset[tuple[str, str, int]], dict[str, Factors]] = field(default_factory=dict)
     _factors: dict[tuple[str, str, int], Factors] = field(default_factory=dict)
     _reference: Reference | None = None
 

@@ -97,7 +97,12 @@ class Svd:
 
     def _fit(self, study: Study, plan: dict[str, Option]) -> dict[str, Factors]:
         """The factors of `plan` and the weights refitted around them."""
-        return refit(study, plan, study.fit if self._bounded else study.data) if plan else {}
+        if not plan:
+            return {}
+        key = frozenset((output, item.method, item.rank) for output, item in plan.items())
+        if key not in study.refits:
+            study.refits[key] = refit(study, plan, study.fit if self._bounded else study.data)
+        return study.refits[key]
 
     @property
     def _bounded(self) -> bool:
