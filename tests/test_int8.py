@@ -387,6 +387,47 @@ def test_a_tolerance_that_cannot_be_met_leaves_the_model_as_it_was() -> None:
     assert not result.changes
 
 
+def replayed(*kept: bool, ratio: float = 0.5) -> list[dict[str, Any]]:
+    """Decisions of an earlier run about the whole model, then about what is stored."""
+    entry = {"what": "keep", "value": 0.0, "ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.01}
+    timed = [{"node": "int8", "kept": one, **entry} for one in kept]
+    return [*timed, {"node": "int8 storage", "kept": True, **entry}]
+
+
+def wide() -> Model:
+    weights = {"w": normal(16, 3, 3, 3), "g": normal(576, 50)}
+    return build("a = Conv(x, w) f = Flatten(a) y = Gemm(f, g)", weights)
+
+
+def test_a_model_that_int8_slows_down_stays_in_float_with_its_weights_stored() -> None:
+    model = wide()
+    job = replace(job_of(model), clock=Clock(1, 0, replayed(False)))
+    result = Int8(rounding="nearest").apply(job)
+    assert {skip.why for skip in result.skips} == {"the model is slower in int8 here: 0.50 of float's speed"}
+    assert {change.what for change in result.changes} == {"store"}
+    assert executed(result.model) == executed(model)
+    assert result.model.nbytes < 0.35 * model.nbytes
+
+
+@pytest.mark.parametrize("second", [True, False])
+def test_the_second_timing_of_a_close_call_decides(second: bool) -> None:
+    job = replace(job_of(wide()), clock=Clock(1, 0, replayed(not second, second, ratio=0.95)))
+    result = Int8(rounding="nearest").apply(job)
+    assert ("quantize" in {change.what for change in result.changes}) == second
+
+
+def test_a_replayed_run_gives_the_same_bytes() -> None:
+    model = wide()
+    first = Int8().apply(job_of(model))
+    entries = [
+        {name: getattr(decision, name) for name in ("node", "what", "value", "kept", "ratio", "low", "high")}
+        for decision in first.decisions
+    ]
+    second = Int8().apply(replace(job_of(model), clock=Clock(1, 0, entries)))
+    assert first.model.to_proto().SerializeToString() == second.model.to_proto().SerializeToString()
+    assert len(first.decisions) == len(second.decisions)
+
+
 def test_the_same_input_gives_the_same_bytes() -> None:
     model, pass_ = two_layers(), Int8(keep_if="always")
     first, second = (run(pass_, model).model.to_proto().SerializeToString() for _ in range(2))
