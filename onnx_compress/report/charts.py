@@ -9,7 +9,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from onnx_compress.report.text import short
+from onnx_compress.report.words import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,6 +36,7 @@ _SETTINGS: dict[Any, Any] = {
     "axes.facecolor": "none",
 }
 ROWS = 24  # layers in a chart
+SMALLEST = 0.002  # of the largest layer: less is not drawn
 
 
 def bars(layers: Sequence[tuple[str, float, float]], write: Callable[[float], str], salt: str) -> str:
@@ -47,7 +48,7 @@ def bars(layers: Sequence[tuple[str, float, float]], write: Callable[[float], st
             values = [float(layer[side]) for layer in layers]
             drawn = axes.barh([place + shift for place in places], values, 0.36, color=color)
             axes.bar_label(drawn, [write(value) for value in values], padding=2, fontsize=7)
-        axes.set_yticks(list(places), [short(name, 22) for name, _, _ in layers])
+        axes.set_yticks(list(places), [_label(name) for name, _, _ in layers])
         axes.invert_yaxis()
         axes.tick_params(length=0)
         axes.set_xticks([])
@@ -88,13 +89,24 @@ def costly(report: dict[str, Any], key: str) -> list[tuple[str, float, float]]:
             name = layer["name"] if layer["name"] in names else _whole(layer["name"], gone)
             found.setdefault(name, [0.0, 0.0])[place] += layer.get(key) or 0
     ranked = sorted(found.items(), key=lambda item: -max(item[1]))[:ROWS]
-    kept = {name for name, values in ranked if max(values) > 0}
+    largest = max(ranked[0][1]) if ranked else 0.0
+    kept = {name for name, values in ranked if max(values) > SMALLEST * largest}
     return [(name, *values) for name, values in found.items() if name in kept]  # type: ignore[misc]
 
 
 def _whole(part: str, gone: set[str]) -> str:
     parents = [name for name in gone if name and re.match(re.escape(name) + r"[_/.:\W]", part)]
     return max(parents, key=len, default=part)
+
+
+def _label(name: str, head: int = 8, tail: int = 15) -> str:
+    """Both ends of a long name: layers of one block differ in the one, blocks in the other.
+
+    >>> _label("/2/body/body.0/body.0.0/Conv")
+    '/2/body/…0/body.0.0/Conv'
+    """
+    name = plain(name)
+    return name if len(name) <= head + 1 + tail else f"{name[:head]}…{name[-tail:]}"
 
 
 def _tick(value: float) -> str:

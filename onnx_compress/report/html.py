@@ -26,6 +26,7 @@ from onnx_compress.report.words import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+POOR = 10.0  # dB: a tenth of the outputs' energy is error
 ROWS = 4000  # changes, skips and decisions in the table; the JSON report has all
 
 
@@ -116,8 +117,10 @@ def _closeness(report: dict[str, Any]) -> tuple[str, str, str, str]:
         details += " of RANDOM input"
     if worst["argmax"] is not None:
         details += f"; same answer on {100 * worst['argmax']:.2f} %"
-    headline = "equal" if worst["sqnr_db"] is None else f"{worst['sqnr_db']:.1f} dB SQNR"
-    return "Agreement", headline, details, "even"
+    decibels = worst["sqnr_db"]
+    if decibels is None:
+        return "Agreement", "no float output", details, "even"
+    return "Agreement", f"{decibels:.1f} dB SQNR", details, "bad" if decibels < POOR else "even"
 
 
 def _pass(step: dict[str, Any]) -> dict[str, Any]:
