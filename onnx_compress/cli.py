@@ -1,6 +1,6 @@
 """The command: words in, exit code out. Nothing below prints; the work is done in a child process.
 
-    onnx-compress [run] IN OUT --passes SPEC        inspect, verify and passes are the other commands
+    onnx-compress [run] IN OUT --passes SPEC        inspect, verify, pack, unpack and passes are the other commands
 
 Every failure is one line on stderr; `-v` adds the traceback.
 """
@@ -29,11 +29,12 @@ app = typer.Typer(
     help="Makes a trained ONNX model smaller and faster, and proves that it still works.",
     epilog="The first form is usual: onnx-compress IN OUT --passes SPEC. Its options: onnx-compress run --help",
 )
-COMMANDS = ("run", "inspect", "verify", "passes")
+COMMANDS = ("run", "inspect", "verify", "pack", "unpack", "passes")
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One pass.")]
 Source = Annotated[str, typer.Argument(metavar="IN", help="The model to compress.")]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the result goes; may be IN.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model to look into.")]
+PackedModel = Annotated[str, typer.Argument(metavar="MODEL", help="The model to pack.")]
 ModelA = Annotated[str, typer.Argument(metavar="A", help="The original.")]
 ModelB = Annotated[str, typer.Argument(metavar="B", help="What is compared with it.")]
 
@@ -264,6 +265,71 @@ def inspect(
     from onnx_compress.report.layers import to_text
 
     show(to_text(found, **terminal()))
+
+
+@app.command()
+def pack(
+    model: PackedModel,
+    file: o.ArchiveOut,
+    coder: o.Coder = "auto",
+    memory_limit: o.MemoryLimit = None,
+    time_limit: o.TimeLimit = None,
+    report: o.ArchiveReport = None,
+    verbose: o.Verbose = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Make an entropy-coded archive of MODEL and its data files, lossless."""
+    from onnx_compress.supervise import catch_signals
+    from onnx_compress.target import Target, check_place, write_text
+    from onnx_compress.terminal import archive_line
+
+    if report is not None:
+        if not report.endswith(".json"):
+            raise UsageError(f"--report {report}: its ending is not known; write .json")
+        check_place(report, [model, file])
+    limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet)
+    with catch_signals() as signals, Target(file, [model]) as target:
+        arguments = {
+            "source": model,
+            "target": str(target.staged),
+            "coder": coder,
+            "details": report is not None,
+        }
+        found = _work("onnx_compress.archive:pack", arguments, limits, signals)
+        signals.check()
+        target.publish()
+    found["output"] = file
+    if report is not None:
+        from onnx_compress.report.plain import to_json
+
+        write_text(report, to_json(found))
+    if not quiet:
+        show(archive_line(found))
+
+
+@app.command()
+def unpack(
+    file: o.ArchiveIn,
+    model: Out,
+    memory_limit: o.MemoryLimit = None,
+    time_limit: o.TimeLimit = None,
+    verbose: o.Verbose = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Restore the very files that an archive was made from."""
+    from onnx_compress.supervise import catch_signals
+    from onnx_compress.target import Target
+    from onnx_compress.terminal import archive_line
+
+    limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet)
+    with catch_signals() as signals, Target(model, [file]) as target:
+        arguments = {"source": file, "target": str(target.staged), "memory": limits["memory"]}
+        found = _work("onnx_compress.archive:unpack", arguments, limits, signals)
+        signals.check()
+        target.publish(beside=found["external"])
+    found["output"] = model
+    if not quiet:
+        show(archive_line(found))
 
 
 @app.command()

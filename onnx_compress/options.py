@@ -174,3 +174,21 @@ Verbose = Annotated[
     typer.Option("--verbose", "-v", metavar="", help="Say more; tracebacks with errors."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar="", help="Say nothing but errors.")]
+ArchiveOut = Annotated[str, typer.Argument(metavar="FILE.ocz", help="Where the archive goes.")]
+ArchiveIn = Annotated[str, typer.Argument(metavar="FILE.ocz", help="The archive.")]
+Coder = Annotated[
+    str,
+    typer.Option(
+        "--coder",
+        metavar="CODER",
+        help="auto (for each tensor the best), ans, range, huffman or zstd.",
+    ),
+]
+ArchiveReport = Annotated[
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="FILE.json",
+        help="Write sizes of every tensor: raw, by zip, by its entropy, and coded.",
+    ),
+]

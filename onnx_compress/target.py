@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import os
 import shutil
 import stat
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Self
 from onnx_compress.errors import LimitError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
 
@@ -44,13 +45,16 @@ class Target:
     ) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def publish(self) -> None:
+    def publish(self, beside: Sequence[str] = ()) -> None:
         """Renames what was staged to its place, external data first, the model last.
 
-        Raises LimitError where that fails; then the place is what it was.
+        beside: names of further files, staged in the folder `external`, that go beside the model.
+        Raises LimitError where that fails, UsageError where other bytes have the name of one; then the place is what it was.
         """
-        moved = []
+        moved: list[Path] = []
         try:
+            for name in beside:
+                moved += self._move(self.folder / "external" / name, self.place.parent / name)
             if self.place.exists():
                 self.staged.chmod(stat.S_IMODE(self.place.stat().st_mode))
             for data in self.folder.glob(f"{_literal(self.place.name)}.*.data"):
@@ -59,10 +63,32 @@ class Target:
                     moved.append(data.rename(goal))
             self.staged.replace(self.place)
         except OSError as error:
-            for data in moved:
-                data.unlink(missing_ok=True)
+            _undo(moved)
             raise LimitError(f"{self.place}: cannot be written: {error.strerror}") from error
+        except UsageError:
+            _undo(moved)
+            raise
         _sync(self.place.parent)
+
+    def _move(self, staged: Path, goal: Path) -> list[Path]:
+        """What came to be: nothing where the same bytes are there."""
+        folder = Path(os.path.realpath(self.place.parent))
+        if goal == self.place or not Path(os.path.realpath(goal)).is_relative_to(folder):
+            raise UsageError(
+                f"{goal}: its place is the model's or outside its folder; unpack into an empty folder"
+            )
+        if os.path.lexists(goal):
+            if goal.is_file() and filecmp.cmp(staged, goal, shallow=False):
+                return []
+            raise UsageError(f"{goal} exists and is another file; unpack into an empty folder")
+        goal.parent.mkdir(parents=True, exist_ok=True)
+        staged.rename(goal)
+        return [goal]
+
+
+def _undo(moved: Iterable[Path]) -> None:
+    for path in moved:
+        path.unlink(missing_ok=True)
 
 
 def check_place(out: str, inputs: Iterable[str | None] = ()) -> Path:

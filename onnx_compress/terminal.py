@@ -44,6 +44,21 @@ def show(text: str) -> None:
             raise failure from error
 
 
+def archive_line(found: dict[str, Any]) -> str:
+    r"""What `pack` or `unpack` did, in one line.
+
+    >>> found = {"input": "a.onnx", "output": "a.ocz", "seconds": 0.26}
+    >>> archive_line({**found, "before": {"bytes": 3_000_000}, "after": {"bytes": 2_000_000}})
+    'a.onnx 3.000 MB, a.ocz 2.000 MB (66.7 %), 0.3 s\n'
+    """
+    before, after = found["before"]["bytes"], found["after"]["bytes"]
+    share = 100 * after / before
+    return (
+        f"{found['input']} {before / 1e6:.3f} MB, {found['output']} {after / 1e6:.3f} MB ({share:.1f} %), "
+        f"{found['seconds']:.1f} s\n"
+    )
+
+
 def unwritable(error: OSError) -> LimitError:
     """The error of a stdout that cannot be written; what is buffered is thrown away."""
     # > it would fail again when the interpreter ends
