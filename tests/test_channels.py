@@ -60,8 +60,7 @@ def assert_removed_equals_masked(model: Model, share: float = 0.5) -> int:
     for members in kinds.values():
         count = max(1, int(len(members) * share)) if len(members) > 1 else 0
         chosen += [members[i] for i in rng.permutation(len(members))[:count]]
-    expected_model = masked(model, shapes, chosen)
-    channels.remove(chosen)
+    expected_model = masked(model, shapes, channels.remove(chosen))
     pruned = surgery.commit()
     check(pruned)
     data = feeds(model)
@@ -167,3 +166,43 @@ def test_units_never_empty_an_axis_of_grouped_channels() -> None:
         }""")
     )
     assert assert_removed_equals_masked(model) > 0
+
+
+def test_removing_every_unit_leaves_no_axis_empty() -> None:
+    """Half of the channels go through a branch of their own: its last one stays, though others of its kind do not."""
+    model = prepared(
+        parse("""
+        g (float[N,4] x, float[4,6] w1, float[6,3] w2) => (float[N,3] y) {
+            h = MatMul(x, w1)
+            s = Constant<value_ints=[2,4]>()
+            a, b = Split<axis=1>(h, s)
+            r = Relu(a)
+            c = Concat<axis=1>(r, b)
+            y = MatMul(c, w2) }""")
+    )
+    shapes = infer(model)
+    surgery = Surgery(model)
+    channels = Channels(surgery, shapes)
+    units, _ = channels.units()
+    removed = channels.remove(units)
+    assert len(units) == 6
+    assert len(removed) == 4
+    pruned = surgery.commit()
+    check(pruned)
+    data = feeds(model)
+    expected = run(masked(model, shapes, removed), data)["y"]
+    np.testing.assert_allclose(run(pruned, data)["y"], expected, rtol=1e-5)
+
+
+def test_a_body_that_reads_a_channel_pins_it() -> None:
+    proto = parse("""g (float[N,4] x, float[4,6] w1, float[6,3] w2, bool c) => (float[N,3] y) {
+        h = MatMul(x, w1)
+        g = If (c) <
+            then_branch = t () => (float[N,6] a) { a = Relu(h) },
+            else_branch = e () => (float[N,6] b) { b = Neg(h) }
+        >
+        y = MatMul(g, w2) }""")
+    model = Model.from_proto(proto)
+    units, pinned = Channels(Surgery(model), infer(model)).units()
+    assert units == []
+    assert pinned["w1[1]"] == "If: its bodies are not followed"

@@ -131,16 +131,15 @@ class Channels:
         """Every unit that can be removed, and for each weight axis with none ("name[axis]"), what pins it."""
         return Closure(self).units()
 
-    def remove(self, units: Iterable[Unit]) -> None:
+    def remove(self, units: Iterable[Unit]) -> list[Unit]:
         """Removes the union of these units from the view: weights, attributes and the constants that count channels.
 
-        Of units that together would take all of a weight's axis, the last ones stay.
+        Of units that together would take all of an axis, the last ones stay. Returns the units that went.
         """
-        dead = self._dead(list(units))
-        if not dead.size:
-            return
-        gone = np.zeros(self.ties.size, bool)
-        gone[dead] = True
+        going = list(units)
+        gone = self._gone(going)
+        if not going:
+            return going
 
         def keep(labels: Labels) -> NDArray[np.bool_]:
             return ~gone[self.ties.roots(labels)]
@@ -161,6 +160,7 @@ class Channels:
                         value = np.compress(mask, value, axis=axis)
                 constant.values = np.ascontiguousarray(value)
         self.surgery.forget_shapes(changed)
+        return going
 
     # inside
 
@@ -174,17 +174,20 @@ class Channels:
             # > a node may lack what its op demands, or have a rank that its rule does not know: it then stops channels
             barrier(self, node)
 
-    def _dead(self, units: list[Unit]) -> Labels:
-        """The labels of the union of `units`."""
-        sizes = {(n, i): size for n, c in self.constants.items() for i, size in enumerate(c.shape)}
-        taken: dict[tuple[str, int], set[int]] = {}
-        dead: set[int] = set()
-        for unit in units:
-            places = {place: taken.get(place, set()).union(i.tolist()) for place, i in unit.places.items()}
-            if all(len(indices) < sizes[place] for place, indices in places.items()):
-                taken.update(places)
-                dead |= unit.labels
-        return np.array(sorted(dead), np.int64)
+    def _gone(self, units: list[Unit]) -> NDArray[np.bool_]:
+        """Which labels go with `units`, from which those are dropped that would empty an axis."""
+        axes = [
+            self.ties.roots(labels) for axes in self._axes.values() for labels in axes if labels is not None
+        ]
+        while True:
+            gone = np.zeros(self.ties.size, bool)
+            for unit in units:
+                gone[list(unit.labels)] = True
+            emptied = next((roots for roots in axes if roots.size and gone[roots].all()), None)
+            if emptied is None:
+                return gone
+            last = max(i for i, unit in enumerate(units) if not unit.labels.isdisjoint(emptied.tolist()))
+            del units[last]
 
     def _known(self, tensor: gs.Tensor) -> bool:
         return (

@@ -42,42 +42,54 @@ def _all_shapes(model: Model, input_shapes: Mapping[str, tuple[int, ...]] | None
 
 
 def _settled(model: Model, found: dict[str, Shape]) -> dict[str, Shape]:
-    """`found`, with the axes that have the same size at two sizes of every symbolic axis of the inputs."""
+    """`found`, with the axes whose sizes at two sizes of every symbolic axis of the inputs tell what they are."""
     inputs = {value.name: found.get(value.name) for value in model.proto.graph.input}
     named = {axis for shape in inputs.values() for axis in shape or () if not isinstance(axis, int)}
     axes = {axis for shape in found.values() for axis in shape if not isinstance(axis, int)}
     if not named or not axes - named | (axes & {None}):
         return found
-    runs = []
-    for size in _TRIAL_SIZES:
-        fixed = {
-            name: tuple(axis if isinstance(axis, int) else size for axis in shape)
-            for name, shape in inputs.items()
-            if shape is not None
-        }
-        runs.append(_all_shapes(model, fixed))
-    names = found.keys() | set.intersection(*(set(run) for run in runs))
-    agreed = {name: _agreed(found.get(name), [run.get(name) for run in runs]) for name in sorted(names)}
-    return {name: shape for name, shape in agreed.items() if shape is not None}
+    symbols = dict(zip(sorted(filter(None, named)), _TRIAL_SIZES, strict=False))
+    found = _agreed(found, [_trial(model, inputs, symbols, run) for run in (0, 1)], symbols)
+    if len(symbols) > 1:  # where different names must have the same size, inference stops at different ones
+        found = _agreed(found, [_trial(model, inputs, {}, run) for run in (0, 1)], {})
+    return found
 
 
-_TRIAL_SIZES = (64, 192)  # multiples of what detectors stride by, below what most position tables hold
+# multiples of 32, by which detectors stride, below what most position tables hold, with no pattern in their differences
+_TRIAL_SIZES = ((64, 192), (96, 416), (128, 288), (160, 352), (224, 448), (320, 480))
 
 
-def _agreed(shape: Shape | None, trials: list[Shape | None]) -> Shape | None:
-    """`shape`, its axes that have one size in all trials static; what has no rank without sizes gets that of the trials."""
-    known = [trial for trial in trials if trial is not None]
-    if len(known) < len(trials) or len({len(trial) for trial in [shape or known[0], *known]}) > 1:
-        return shape
-    if shape is None:
-        shape = (None,) * len(known[0])
-    first, *others = known
-    return tuple(
-        first[i]
-        if not isinstance(axis, int) and isinstance(first[i], int) and all(t[i] == first[i] for t in others)
-        else axis
-        for i, axis in enumerate(shape)
-    )
+def _trial(
+    model: Model, inputs: Mapping[str, Shape | None], symbols: Mapping[str, tuple[int, int]], run: int
+) -> dict[str, Shape]:
+    """All shapes with every symbolic axis of the inputs given the size that it has in this run."""
+
+    def size(axis: int | str | None) -> int:
+        return axis if isinstance(axis, int) else symbols.get(axis or "", _TRIAL_SIZES[0])[run]
+
+    fixed = {name: tuple(map(size, shape)) for name, shape in inputs.items() if shape is not None}
+    return _all_shapes(model, fixed)
+
+
+def _agreed(
+    found: Mapping[str, Shape], trials: list[dict[str, Shape]], symbols: Mapping[str, tuple[int, int]]
+) -> dict[str, Shape]:
+    """`found`, an axis of one size in both trials being static, one of the sizes of a symbol being that symbol."""
+    names = {sizes: name for name, sizes in symbols.items()}
+    result = dict(found)
+    for tensor in sorted(trials[0].keys() & trials[1].keys()):
+        first, second = trials[0][tensor], trials[1][tensor]
+        shape = found.get(tensor, (None,) * len(first))
+        if not len(first) == len(second) == len(shape):
+            continue
+        axes: list[int | str | None] = []
+        for axis, a, b in zip(shape, first, second, strict=True):
+            if isinstance(axis, int) or axis in symbols or not isinstance(a, int) or not isinstance(b, int):
+                axes.append(axis)
+            else:
+                axes.append(a if a == b else names.get((a, b), axis))
+        result[tensor] = tuple(axes)
+    return result
 
 
 def dtypes(model: Model) -> dict[str, int]:

@@ -142,6 +142,7 @@ def slice_(graph: Channels, node: gs.Node) -> None:
         step = int(steps[position])
         window = slice(*_bounds(int(starts[position]), int(ends[position]), step, len(labels)))
         axes[axis] = labels[window]
+        _keep_one(graph, labels[window])
         if step == 1:
             moving[position] = (labels, window)
         else:
@@ -185,6 +186,7 @@ def gather(graph: Channels, node: gs.Node) -> None:
         middle = [graph.fresh(size, "picked one by one") for size in indices.shape]
     else:
         middle = [labels[wrapped]]
+        _keep_one(graph, labels[wrapped])
     graph.set(node.outputs[0], [*data[:axis], *middle, *data[axis + 1 :]])
 
     def edit(keep: Keep) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -196,28 +197,23 @@ def _run(
 
 
 def _numbered(before: list[Any], after: list[Any]) -> tuple[list[int], list[int]]:
-    """Sizes as numbers: symbols stand as distinct primes; one unknown on each side of equal rest is the same."""
+    """Sizes as numbers: symbols stand as distinct primes; the only unknown of one side is what the other side leaves."""
     primes = iter(_PRIMES)
     known = {name: next(primes) for name in {size for size in [*before, *after] if isinstance(size, str)}}
     left = [size if isinstance(size, int) else known.get(size, 0) for size in before]
     right = [size if isinstance(size, int) else known.get(size, 0) for size in after]
-    shared = set(left) & set(right)
-    odd_left = [
-        i for i, size in enumerate(before) if not isinstance(size, int) and left[i] not in shared - {0}
-    ]
-    odd_right = [
-        i for i, size in enumerate(after) if not isinstance(size, int) and right[i] not in shared - {0}
-    ]
-    if len(odd_left) == len(odd_right) == 1:
-        rest_left = np.prod([left[i] for i in range(len(left)) if i != odd_left[0]], dtype=object)
-        rest_right = np.prod([right[i] for i in range(len(right)) if i != odd_right[0]], dtype=object)
-        number = next(primes)
-        if rest_left == rest_right:
-            left[odd_left[0]] = right[odd_right[0]] = number
-        elif rest_left and rest_right and rest_right % rest_left == 0:
-            left[odd_left[0]], right[odd_right[0]] = number * int(rest_right // rest_left), number
-        elif rest_left and rest_right and rest_left % rest_right == 0:
-            left[odd_left[0]], right[odd_right[0]] = number, number * int(rest_left // rest_right)
+    shared = (set(left) & set(right)) - {0}
+    odd_left = [i for i, size in enumerate(before) if not isinstance(size, int) and left[i] not in shared]
+    odd_right = [i for i, size in enumerate(after) if not isinstance(size, int) and right[i] not in shared]
+    for odd, side, others, other in ((odd_right, right, odd_left, left), (odd_left, left, odd_right, right)):
+        if len(odd) == 1:
+            for i in others:
+                other[i] = next(primes)
+            whole = math.prod(other)
+            rest = math.prod(number for i, number in enumerate(side) if i != odd[0])
+            if rest and whole % rest == 0:
+                side[odd[0]] = whole // rest
+                break
     return [number or next(primes) for number in left], [number or next(primes) for number in right]
 
 
