@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
+from onnx_compress.errors import InputError
 from onnx_compress.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ class Walk:
 
     wanted: tensors, each with the place up to which it is held; only what these need is run.
     batches: the live tensors of each batch by name; sizes: samples in each.
+    `advance` raises InputError where a tensor to be held is a sequence or a map.
     """
 
     def __init__(
@@ -39,7 +41,7 @@ class Walk:
         self.at = 0
         self.batches: list[dict[str, Array]] = [dict(feeds) for feeds in data.batches(batch)]
         self.sizes = [
-            next(len(value) for value in feeds.values() if np.ndim(value)) for feeds in self.batches
+            next((len(value) for value in feeds.values() if np.ndim(value)), 1) for feeds in self.batches
         ]
         self._nodes = list(model.proto.graph.node)
         self._reads = [_reads(node) for node in self._nodes]
@@ -79,6 +81,8 @@ def _segment(model: Model, nodes: Sequence[onnx.NodeProto], given: dict[str, Arr
     reads = {name for node in nodes for name in _reads(node)}
     inputs = []
     for name in sorted(reads.intersection(given)):
+        if not isinstance(given[name], np.ndarray):
+            raise InputError(f"tensor {name!r} is no array, so a walk cannot hold it")
         kind = onnx.helper.np_dtype_to_tensor_dtype(np.asarray(given[name]).dtype)
         # free sizes: the last batch may be smaller
         inputs.append(onnx.helper.make_tensor_value_info(name, kind, [None] * np.ndim(given[name])))

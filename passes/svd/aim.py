@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,12 +24,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.passes.svd.layers import Layer
+    from onnx_compress.passes.svd.lowrank import LowRank
     from onnx_compress.runtime.requests import GramStat
 
     Array = NDArray[Any]
     Shape = tuple[int | str | None, ...]
 
 DAMPING = 1e-4  # of the mean diagonal of a Gram matrix: directions that the data hardly shows stay with the plain norm
+SHRINKAGE = 0.02  # of the same, times inputs over columns: few samples say little about many inputs
 RIDGE = 1e-2  # of the same: how strongly the target weight is held to the present one
 
 
@@ -49,13 +52,25 @@ class Problem:
     """One layer's least-squares problem: min tr[(W − W̃) G (W − W̃)ᵀ] over factors W̃, and the bias that goes with it.
 
     weight (groups, N / groups, K): the best dense one; grams (groups, K, K), centred where the layer has a bias to
-    rewrite; mean_x (groups, K) and mean_y (groups, N / groups): what the bias must reconcile, None without one.
+    rewrite; count: columns behind them; mean_x (groups, K) and mean_y (groups, N / groups): what the bias must reconcile, None without one.
     """
 
     weight: Array
     grams: Array | None
     mean_x: Array | None = None
     mean_y: Array | None = None
+    count: int = 0
+
+    def metric(self, group: int) -> Array | None:
+        """The damped Gram matrix of one group."""
+        if self.grams is None:
+            return None
+        return damped(self.grams[group], max(DAMPING, SHRINKAGE * scarcity(self.weight, self.count)))
+
+    @cached_property
+    def parts(self) -> list[LowRank]:
+        """The low-rank decomposition of each group, good for every rank."""
+        return [decompose(weight, self.metric(group)) for group, weight in enumerate(self.weight)]
 
 
 def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
@@ -63,33 +78,29 @@ def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
     if stat is None or stat.kind != "full":
         return Problem(layer.weight, None)
     if not layer.shifts:
-        return Problem(layer.weight, stat.gram)
+        return Problem(layer.weight, stat.gram, count=stat.count)
     mean_y = np.einsum("gnk,gk->gn", layer.weight, stat.mean)
-    return Problem(layer.weight, centred(stat), stat.mean, mean_y)
+    return Problem(layer.weight, centred(stat), stat.mean, mean_y, stat.count)
 
 
 def solve(
     problem: Problem, layer: Layer, method: str, rank: int, start: Factors | None = None, sweeps: int = 2
 ) -> Factors:
     """The factors of `rank` that lose least; start: factors of the same form to begin from."""
-    grams: list[Array | None] = [None] * layer.groups
-    if problem.grams is not None:
-        grams = [damped(gram, DAMPING) for gram in problem.grams]
     if method == "svd":
         pairs = [
-            balanced(*decompose(weight, gram).at(rank), gram)
-            for weight, gram in zip(problem.weight, grams, strict=True)
+            balanced(*parts.at(rank), problem.metric(group)) for group, parts in enumerate(problem.parts)
         ]
         first, second = (np.stack(side) for side in zip(*pairs, strict=True))
         factors = Factors("svd", first, second)
     elif method == "dense":
         factors = Factors("dense", np.zeros(0), problem.weight)
     else:
-        filters = problem.weight[0].reshape(layer.filters().shape)
+        filters, gram = problem.weight[0].reshape(layer.filters().shape), problem.metric(0)
         first, second = spatial_factors(
-            filters, grams[0], rank, start=None if start is None else start.first, sweeps=sweeps
+            filters, gram, rank, start=None if start is None else start.first, sweeps=sweeps
         )
-        factors = Factors("spatial", *_balanced_spatial(first, second, grams[0]))
+        factors = Factors("spatial", *_balanced_spatial(first, second, gram))
     if problem.mean_x is None or problem.mean_y is None:
         return factors
     shift = problem.mean_y - np.einsum("gnk,gk->gn", factors.product(), problem.mean_x)
@@ -114,6 +125,11 @@ def _balanced_spatial(first: Array, second: Array, gram: Array | None) -> tuple[
         mean = np.einsum("ajbj->ab", gram.reshape(size, width, size, width)) / width
     one, two = balanced(first.reshape(rank, size), second.transpose(0, 2, 1).reshape(-1, rank), mean)
     return one.reshape(first.shape), two.reshape(n, width, rank).transpose(0, 2, 1)
+
+
+def scarcity(weight: Array, count: int) -> float:
+    """Inputs of a layer (weight (groups, N / groups, K)) for each column that was seen."""
+    return float(weight.shape[-1]) / max(count, 1)
 
 
 def centred(stat: GramStat) -> Array:

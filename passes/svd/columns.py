@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.numerics import leastsquares
-from onnx_compress.passes.svd.aim import RIDGE, Problem
+from onnx_compress.passes.svd.aim import RIDGE, Problem, scarcity
 from onnx_compress.runtime import unfold
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-BYTES = 32 * 2**20  # of the columns of one layer
+BYTES = 48 * 2**20  # of the columns of one layer
 
 
 @dataclass
@@ -74,8 +74,10 @@ def aimed_problem(layer: Layer, columns: Columns, wanted: Array) -> Problem:
         gram = gram - columns.mean_x[:, :, None] * columns.mean_x[:, None, :]
         cross -= columns.mean_x[:, :, None] * mean_y[:, None, :]
         means = (columns.mean_x, mean_y - layer.bias.reshape(mean_y.shape))
-    weights = [leastsquares.solve(*parts, RIDGE) for parts in zip(gram, cross, layer.weight, strict=True)]
-    return Problem(np.stack(weights), gram, *means)
+    # few columns hold the weight closer to what it was
+    ridge = RIDGE * max(1.0, 10 * scarcity(layer.weight, count))
+    weights = [leastsquares.solve(*parts, ridge) for parts in zip(gram, cross, layer.weight, strict=True)]
+    return Problem(np.stack(weights), gram, *means, count=count)
 
 
 def gather_columns(layer: LayerInput, target: Target, present: Walk, original: Walk) -> Columns:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 OPS = ("Conv", "Gemm", "MatMul")
+OTHERS = ("ConvTranspose", "Einsum", "LSTM", "GRU", "RNN")  # that have a weight, but no form here yet
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,8 @@ def find_layers(
     skips: list[Skip] = []
     for graph in surgery.graphs():
         for node in graph.nodes:
+            if node.op in OTHERS and any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
+                skips.append(Skip(node.name, f"{node.op} is not factored"))
             if node.op not in OPS or node.domain not in (None, "", "ai.onnx"):
                 continue
             why = "inside a body of If, Loop or Scan" if graph is not surgery.graph else None

@@ -37,21 +37,29 @@ class LowRank:
 def decompose(weight: Array, gram: Array | None = None) -> LowRank:
     """The low-rank decomposition of `weight` (N, K) in the norm of `gram` (K, K), or the Frobenius norm.
 
+    By the eigenvectors of the smaller side: U of W L diagonalises W G Wᵀ, and (W L)_r = U_r U_rᵀ W L, so where N is the
+    smaller, neither L nor its inverse is needed.
+
     >>> parts = decompose(np.diag([3.0, 2.0, 1.0]))
     >>> parts.energies.round(6).tolist()
     [9.0, 4.0, 1.0]
     """
-    if gram is None:
-        u, s, vt = np.linalg.svd(weight, full_matrices=False)
-        return LowRank(s * s, np.sqrt(s)[:, None] * vt, u * np.sqrt(s))
     if len(weight) <= weight.shape[1]:
-        # U of W L diagonalises W G Wᵀ, and (W L)_r = U_r U_rᵀ W L: neither L nor its inverse is needed
-        energies, u = np.linalg.eigh(weight @ gram @ weight.T)
-        energies, u = np.maximum(energies[::-1], 0.0), u[:, ::-1]
+        energies, u = falling_eigh((weight if gram is None else weight @ gram) @ weight.T)
         return LowRank(energies, u.T @ weight, u)
+    if gram is None:
+        energies, v = falling_eigh(weight.T @ weight)
+        return LowRank(energies, v.T, weight @ v)
     root, inverse = root_and_inverse(gram)
-    u, s, vt = np.linalg.svd(weight @ root, full_matrices=False)
-    return LowRank(s * s, np.sqrt(s)[:, None] * (vt @ inverse), u * np.sqrt(s))
+    white = weight @ root
+    energies, v = falling_eigh(white.T @ white)
+    return LowRank(energies, v.T @ inverse, white @ v)
+
+
+def falling_eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, not negative and falling, and eigenvectors (columns) of a positive semi-definite matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    return np.maximum(values[::-1], 0.0), vectors[:, ::-1]
 
 
 def root_and_inverse(gram: Array) -> tuple[Array, Array]:

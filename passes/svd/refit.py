@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnx_compress.errors import CompressError
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.svd.aim import solve, target_of
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.data import Data
     from onnx_compress.runtime.layers import LayerInput
 
+LEAST = 4  # columns for each input from which a layer that stays dense is refitted
 ROUNDS = 1  # of fitting through a clamp
 BUDGET = 1 << 30  # bytes of activations held while walking
 
@@ -61,9 +63,15 @@ def refit(study: Study, plan: Mapping[str, Option], data: Data | None) -> dict[s
     for number, layer in enumerate(layers):
         job.progress(number, len(layers), "refit")
         unfolded, target = aims[layer.output]
-        present.advance(places[layer.output], factored)
-        original.advance(sources[target.tensor] + 1)
+        try:
+            present.advance(places[layer.output], factored)
+            original.advance(sources[target.tensor] + 1)
+        except CompressError as error:
+            job.warnings.append(f"svd: {layer.node} and the layers behind it were not refitted: {error}")
+            break
         columns = gather_columns(unfolded, target, present, original)
+        if layer.output not in plan and columns.x.shape[1] < LEAST * layer.weight.shape[2]:
+            continue
         made[layer.output] = fit_layer(layer, plan.get(layer.output), columns, target, made.get(layer.output))
     return made
 
@@ -76,7 +84,7 @@ def fit_layer(
     """
     method, rank = (option.method, option.rank) if option else ("dense", 0)
     problem = aimed_problem(layer, columns, columns.targets(None, None))
-    factors = solve(problem, layer, method, rank, start)
+    factors = solve(problem, layer, method, rank, start, sweeps=4)
     for _ in range(ROUNDS if target.clamp else 0):
         wanted = columns.targets(columns.predict(factors, layer.bias), target.clamp)
         problem = aimed_problem(layer, columns, wanted)

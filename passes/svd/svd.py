@@ -292,6 +292,8 @@ class Svd:
             return set(plan)
         job = study.job
         names = {layer.output: layer.node for layer in study.layers if layer.output in plan}
+        if len(set(names.values())) < len(names):  # two nodes of one name
+            names = {output: output for output in names}
         outputs = {node: output for output, node in names.items()}
         works = {layer.output: layer.macs for layer in study.layers}
         gains = {node: float(works[output] - plan[output].macs) for node, output in outputs.items()}
