@@ -156,6 +156,7 @@ def test_a_fused_kernel_is_the_time_of_its_layer() -> None:
         Kernel("y_nchwc", "Conv", 2.0),
         Kernel("conv_token_7", "QLinearConv", 2.0),
         Kernel("relu", "FusedConv", 2.0),
+        Kernel("fused conv", "FusedConv", 2.0),
     ):
         assert by_layer(model, [kernel], ["conv"]) == {"conv": 2.0}
     assert by_layer(model, [Kernel("relu", "Relu", 2.0)], ["conv"]) == {}

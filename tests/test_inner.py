@@ -59,7 +59,7 @@ def test_the_layer_that_hurts_is_first_in_every_form(report: dict[str, Any]) -> 
     report = {**report, "output": "b.onnx", "recipe": None}
     for form in (to_text, to_markdown, to_html):
         text = form(report)
-        assert "makek" in text[text.index("ayers that add most error") :]  # type: ignore[operator, index]
+        assert "makek" in text[text.index("ayers that add most error") :]
 
 
 def test_equal_models_have_no_layer_that_hurts(

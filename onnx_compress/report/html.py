@@ -101,7 +101,7 @@ def _speed(latency: dict[str, Any]) -> tuple[str, str, str, str]:
 def _accuracy(metric: dict[str, Any]) -> tuple[str, str, str, str]:
     """A share of right answers comes with its sampling error: 1.96 √(p (1 - p) / n)."""
     name, samples = metric["name"], metric.get("samples")
-    details = f"{score(name, metric['before'])} → {drop(metric)}"
+    details = f"{score(name, metric['before'])} before, {drop(metric)}"
     mood = "good" if metric["drop"] <= 0 else "even"
     if name in {"top1", "top5"} and samples:
         spread = 100 * 1.96 * math.sqrt(max(metric["after"] * (1 - metric["after"]), 0) / samples)
@@ -150,7 +150,7 @@ def _layers(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         )
     )
     drawn: tuple[tuple[str, str, str, Callable[[float], str]], ...] = (
-        ("ms", "Time", f"all kernels, profiled: {sums}", milliseconds),
+        ("ms", "Time", f"all kernels, profiled: {sums}", _time),
         ("bytes", "Bytes of weights", "", size),
         ("macs", "Multiply-adds", "of one sample", amount),
     )
@@ -158,6 +158,11 @@ def _layers(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         layers = costly(report, key)
         if layers:
             yield title, note, bars(layers, write, key)
+
+
+def _time(value: float) -> str:
+    """A layer's time; unknown where no kernel bears its name."""
+    return milliseconds(value or None)
 
 
 def _weights(report: dict[str, Any]) -> list[tuple[str, str, str]]:

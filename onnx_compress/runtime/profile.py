@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 RUNS = 20
-_AFFIX = re.compile("(_nchwc|_token_[0-9]+)$")  # what onnxruntime adds to names: of tensors, and of nodes
+_AFFIX = re.compile(
+    "^fused |(_nchwc|_token_[0-9]+)$"
+)  # what onnxruntime adds to names: of tensors, and of nodes
 
 
 @dataclass(frozen=True)
