@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from architectures import ARCHITECTURES
 
@@ -89,3 +91,25 @@ def test_a_scale_computed_from_a_shape_keeps_its_value() -> None:
     assert any(re.match("Sqrt", node.op_type) for node in model.proto.graph.node)
     shapes = infer(model)
     assert self_test(model, shapes, feeds(model), 1, share=0.5) < TOLERANCE
+
+
+LIGHT = sorted((Path(onnx.__file__).parent / "backend" / "test" / "data" / "light").glob("light_*.onnx"))
+FEW = {"light_squeezenet", "light_inception_v1"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, id=p.stem, marks=() if p.stem in FEW else pytest.mark.slow) for p in LIGHT],
+)
+def test_models_of_the_onnx_wheel_prune_and_run(path: Path) -> None:
+    """Their weights are made by ConstantOfShape: the sizes it reads shrink. What is pinned has a reason."""
+    loaded = Model.load(path)
+    model = prepare(loaded, infer(loaded)).model
+    result = Prune(channels=0.7, criterion="l1", repair="none", round_to=1).apply(
+        Job(model, model, None, 0, Clock(1, 0))
+    )
+    check(result.model)
+    assert result.changes
+    assert all(skip.why for skip in result.skips)
+    Session(result.model, optimize=False).run(feeds(model))
+    assert self_test(model, infer(model), feeds(model), 0) < TOLERANCE
