@@ -213,7 +213,7 @@ def test_output_is_the_report_json_or_nothing(capsys: pytest.CaptureFixture[str]
         ("", "nothing to do; write onnx-compress IN OUT --passes SPEC, or --help"),
         (
             "inspct",
-            "no command named 'inspct'; commands: run, inspect, verify, passes (did you mean 'inspect'?)",
+            "no command named 'inspct'; commands: run, inspect, verify, pack, unpack, passes (did you mean 'inspect'?)",
         ),
         ("in.onnx", "Missing argument 'OUT'."),
         (
