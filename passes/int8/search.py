@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.fallback import hold
 from onnx_compress.passes.int8.opset import raised
 from onnx_compress.passes.int8.placement import FLOAT_ONLY, LAYERS, weight_of
-from onnx_compress.passes.int8.storage import store
+from onnx_compress.passes.int8.storage import Stored, store
 from onnx_compress.runtime.agreement import Reference
 
 if TYPE_CHECKING:
@@ -82,26 +83,26 @@ class Search:
 
     def in_time(self, found: Found) -> Found:
         """What was found, unless the clock prefers float; a close call is timed again, and the second timing decides."""
-        decision = self._decide("int8", self.job.model, found.model, self.options.keep_if)
+        rule = self.options.keep_if
+        if rule == "not-slower" and found.model.nbytes >= self.job.model.nbytes:
+            rule = "faster"  # > it saves no size: tied weights that run in float and in int8 are stored twice
+        decision = self._decide("int8", self.job.model, found.model, rule)
         ratio = decision.ratio
         if ratio is not None and (CLOSE <= ratio < 1 or decision.kept != (ratio >= 1)):
-            decision = self._decide("int8", self.job.model, found.model, self.options.keep_if)
+            decision = self._decide("int8", self.job.model, found.model, rule)
         if decision.kept:
             return found
         speed = "" if decision.ratio is None else f": {decision.ratio:.2f} of float's speed"
-        return self._float(f"the model is slower in int8 here{speed}")
+        return self._float(
+            f"the model is {'slower' if rule == 'not-slower' else 'not faster'} in int8 here{speed}"
+        )
 
     def stored(self, found: Found) -> Found:
         """With the weights of what runs in float stored in int8, those of layers kept for the tolerance last."""
         excluded = self.options.excluded(found.model)
         sensitive = set(found.placement.left) if found.placement is not None else set()
-        for keep in (excluded, excluded | sensitive) if sensitive - excluded else (excluded,):
-            model, weights = store(found.model, keep)
-            if not weights:
-                return found
-            if self.judge(model) <= self.bound:
-                break
-        else:
+        model, weights = self._most(found.model, excluded, sensitive)
+        if not weights:
             return found
         if not self._decide("int8 storage", found.model, model, "not-slower").kept:
             return found
@@ -115,6 +116,26 @@ class Search:
             for weight in weights
         ]
         return replace(found, model=model, changes=(*found.changes, *changes))
+
+    def _most(self, model: Model, excluded: set[str], last: set[str]) -> tuple[Model, list[Stored]]:
+        """The model with as many weights stored as the bound allows, the largest first, those of `last` at the end."""
+        every, weights = store(model, excluded)
+        if not weights or self.judge(every) <= self.bound:
+            return every, weights
+        sizes: dict[str, int] = {}
+        for weight in weights:
+            sizes[weight.node] = sizes.get(weight.node, 0) + math.prod(weight.shape)
+        order = sorted(sizes, key=lambda name: (name in last, -sizes[name], name))
+        best: tuple[Model, list[Stored]] = model, []
+        low, high = 0, len(order)  # > `high` weights are known to miss
+        while high - low > 1:
+            count = (low + high) // 2
+            tried = store(model, excluded | set(order[count:]))
+            if self.judge(tried[0]) <= self.bound:
+                low, best = count, tried
+            else:
+                high = count
+        return best
 
     def _decide(self, node: str, before: Model, after: Model, rule: str) -> Decision:
         feeds = next(iter(self.held.batches(self.job.batch)))
