@@ -17,7 +17,15 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_compress.archive.fields import Reader, Writer, damaged
-from onnx_compress.archive.streams import Part, decode_stream, encode_stream, squeeze, stretch
+from onnx_compress.archive.streams import (
+    Part,
+    decode_stream,
+    encode_stream,
+    order0_bits,
+    repeats,
+    squeeze,
+    stretch,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,13 +87,18 @@ def chunks(kind: Kind, length: int) -> list[tuple[int, int]]:
 
 def encode_chunk(data: Array, kind: Kind, rows: int, coder: str) -> Part:
     """The bytes `data` (uint8) of `rows` rows in the fewest bytes."""
-    found = [_tagged("zstd", _whole(data), "zstd")] if coder in ("auto", "zstd") else []
+    found = [_tagged("zstd", _whole(data), "zstd")] if coder in ("auto", "zstd") and repeats(data) else []
     words = data.view(f"<u{kind.width}").reshape(rows, -1) if kind.width > 1 else data.reshape(rows, -1)
     if kind.width == 1:
         symbols = words ^ np.uint8(0x80) if kind.signed else words
-        found.append(_tagged("plain", encode_stream(symbols, coder, floor=False)))
-        if kind.taps > 1 and coder != "zstd":
-            found.append(_taps(symbols, kind.taps, coder))
+        foretold = _taps(symbols, kind.taps) if kind.taps > 1 and coder != "zstd" else None
+        gain = 0.0
+        if foretold is not None:
+            gain = order0_bits(symbols.reshape(-1)) / max(order0_bits(foretold[1].reshape(-1)), 1e-3)
+            if gain > 0.9:
+                found.append(_tagged("taps", foretold[0], encode_stream(foretold[1], coder, floor=False)))
+        if gain < 1.1:  # > near 1 both: classes of rows and columns may do more for one than for the other
+            found.append(_tagged("plain", encode_stream(symbols, coder, floor=False)))
         common = int(np.bincount(symbols.reshape(-1)[:: max(1, symbols.size >> 16)]).argmax())
     else:
         symbols, common = words, 0
@@ -97,6 +110,7 @@ def encode_chunk(data: Array, kind: Kind, rows: int, coder: str) -> Part:
     share = float((symbols == common).mean())
     if 0.3 < share < 1 and coder != "zstd":
         found += _sparse(symbols, common, kind.width, coder, share)
+    assert found
     return min(found, key=lambda part: part.size)
 
 
@@ -160,8 +174,8 @@ def _decode_planes(head: Reader, body: Reader, width: int, rows: int, columns: i
     return (turned >> 1) | (turned << (8 * width - 1))
 
 
-def _taps(symbols: Array, taps: int, coder: str) -> Part:
-    """Every tap less what the taps before it predict, by least squares, in 64ths."""
+def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
+    """Every tap less what the taps before it predict by least squares; the factors, in 64ths, come first."""
     kernels = symbols.reshape(-1, taps).astype(np.int32) - 128
     sample = kernels[:: max(1, kernels.shape[0] >> 14)].astype(np.float64)
     gram = sample.T @ sample + np.eye(taps)
@@ -172,8 +186,7 @@ def _taps(symbols: Array, taps: int, coder: str) -> Part:
         whole = np.clip(np.rint(64 * factors), -128, 127).astype(np.int32)
         rest[:, tap] -= _predict(kernels, whole)
         head.raw(whole.astype(np.int8).tobytes())
-    stream = encode_stream((rest + 128).astype(np.uint8).reshape(symbols.shape), coder, floor=False)
-    return _tagged("taps", bytes(head.buffer), stream)
+    return bytes(head.buffer), (rest + 128).astype(np.uint8).reshape(symbols.shape)
 
 
 def _decode_taps(head: Reader, body: Reader, taps: int, rows: int, columns: int) -> Array:

@@ -121,9 +121,15 @@ def _hopeless(flat: Array) -> bool:
         return False
     step = flat.size // _SAMPLE
     sample = flat[: step * _SAMPLE : step] if step > 1 else flat[:_SAMPLE]
-    # > neighbours, too: a pattern with an even histogram is for zstd
-    blocks = len(zstandard.ZstdCompressor(level=1).compress(flat[:_SAMPLE].tobytes())) > 0.99 * _SAMPLE
-    return blocks and order0_bits(sample) > _HOPELESS
+    # > a pattern with an even histogram is for zstd
+    return order0_bits(sample) > _HOPELESS and not repeats(flat)
+
+
+def repeats(data: Array) -> bool:
+    """Whether zstd finds anything in the first bytes of `data`, or there are few."""
+    if data.size < _SAMPLE:
+        return True
+    return len(zstandard.ZstdCompressor(level=1).compress(data[:_SAMPLE].tobytes())) < 0.98 * _SAMPLE
 
 
 def _part(way: str, value: int | None, body: bytes) -> Part:

@@ -1,0 +1,344 @@
+"""What is packed unpacks to the same bytes; what is no archive is one line."""
+
+from __future__ import annotations
+
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.parser
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_compress import cli
+from onnx_compress.archive import CODERS, pack, unpack
+from onnx_compress.archive.container import HEADER_BYTES, Header
+from onnx_compress.archive.payloads import _gaps
+from onnx_compress.archive.streams import squeeze
+from onnx_compress.errors import CompressError, InputError, LimitError
+
+ROOT = Path(__file__).parents[1]
+ZOO = sorted((ROOT / "models").glob("*.onnx"))
+TINY = sorted((ROOT / "models" / "tiny").glob("*.onnxtxt"))
+BACKEND = Path(onnx.__file__).parent / "backend" / "test" / "data"
+
+
+def round_trip(source: Path, folder: Path, coder: str = "auto") -> dict[str, Any]:
+    """The report of packing; asserts that the bytes come back."""
+    folder.mkdir(exist_ok=True)
+    report = pack(source=str(source), target=str(folder / "a.ocz"), coder=coder)
+    found = unpack(source=str(folder / "a.ocz"), target=str(folder / "b.onnx"))
+    assert (folder / "b.onnx").read_bytes() == source.read_bytes()
+    assert report["after"]["bytes"] == (folder / "a.ocz").stat().st_size
+    assert found["after"]["bytes"] == report["before"]["bytes"]
+    return report
+
+
+def model_of(path: Path, *values: np.ndarray[Any, Any] | onnx.TensorProto) -> Path:
+    """A file with these initializers; no node needs to use them."""
+    tensors = [
+        value if isinstance(value, onnx.TensorProto) else numpy_helper.from_array(value, f"w{i}")
+        for i, value in enumerate(values)
+    ]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", ends[:1], ends[1:], tensors)
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    return path
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, np.ndarray[Any, Any]]:
+    """One of every kind that has a way of its own."""
+    rng = np.random.default_rng(0)
+    kernel = np.cumsum(rng.normal(0, 9, (32, 32, 3, 3)), axis=-1)  # neighbours alike
+    rows = rng.normal(0, 1, (96, 128)) * np.geomspace(0.1, 1, 96)[:, None]
+    sparse = np.where(rng.random((96, 128)) < 0.85, 0, rows)
+    return {
+        "float": rows.astype(np.float32),
+        "half": rows.astype(np.float16),
+        "double": rows,
+        "sparse": sparse.astype(np.float32),
+        "few values": np.round(rows, 1).astype(np.float32),
+        "kernel": np.clip(np.rint(kernel), -127, 127).astype(np.int8),
+        "sparse int8": np.clip(np.rint(sparse * 40), -127, 127).astype(np.int8),
+        "places": rng.binomial(31, 0.5, (64, 100)).astype(np.uint8),
+        "counting": np.arange(4000, dtype=np.int64),
+        "random": rng.integers(0, 256, 70_000).astype(np.uint8),
+        "constant": np.full((40, 50), 3.5, np.float32),
+        "two values": (rng.random(5000) < 0.1).astype(np.uint8),
+        "bool": rng.random((50, 50)) < 0.5,
+        "rare": np.where(np.arange(9000) % 1000, 0, 1).astype(np.int8),
+        "odd": rng.integers(-2, 3, (7, 3, 5, 11)).astype(np.int8),
+    }
+
+
+@pytest.mark.parametrize("path", ZOO, ids=lambda path: path.stem)
+def test_zoo_round_trip(path: Path, tmp_path: Path) -> None:
+    """Trained float weights lose about a sixth: their exponents are few."""
+    assert round_trip(path, tmp_path / "f")["after"]["ratio"] > 1.15
+
+
+@pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
+def test_tiny_round_trip(path: Path, tmp_path: Path) -> None:
+    source = tmp_path / "a.onnx"
+    source.write_bytes(onnx.parser.parse_model(path.read_text()).SerializeToString())
+    round_trip(source, tmp_path / "f")
+
+
+@pytest.mark.parametrize("coder", CODERS)
+def test_every_coder_gives_every_kind_of_weight_back(
+    coder: str, weights: dict[str, np.ndarray[Any, Any]], tmp_path: Path
+) -> None:
+    source = model_of(tmp_path / "a.onnx", *weights.values())
+    report = round_trip(source, tmp_path / "f", coder)
+    used = {row["coder"] for row in report["tensors"]}
+    assert coder in used or coder == "auto"
+    assert used <= {"raw", "constant", coder} or coder == "auto"
+
+
+def test_auto_is_never_larger_than_zstd(weights: dict[str, np.ndarray[Any, Any]], tmp_path: Path) -> None:
+    """Of each tensor the best is kept, so only the index's own compression may tell: its header of 64 bytes."""
+    for name, value in weights.items():
+        source = model_of(tmp_path / "a.onnx", value)
+        auto, zstd = (
+            round_trip(source, tmp_path / coder, coder)["after"]["bytes"] for coder in ("auto", "zstd")
+        )
+        assert auto <= zstd + 64, name
+
+
+def test_taps_that_are_alike_and_rows_of_unlike_spread_beat_their_entropy(
+    weights: dict[str, np.ndarray[Any, Any]], tmp_path: Path
+) -> None:
+    """Order-0 entropy is what a coder reaches that knows no neighbours and one table."""
+    rng = np.random.default_rng(4)
+    spread = rng.normal(0, 1, (300, 500)) * np.geomspace(2, 40, 300)[:, None]
+    spread[rng.random(spread.shape) < np.linspace(0.3, 0.95, 500)] = 0  # density differs by column
+    source = model_of(tmp_path / "a.onnx", weights["kernel"], np.rint(spread).clip(-127, 127).astype(np.int8))
+    report = pack(source=str(source), target=str(tmp_path / "a.ocz"), details=True)
+    for row in report["tensors"]:
+        assert row["coded"] < row["entropy_bytes"] < row["zip"]
+
+
+@pytest.mark.parametrize("spec", ["int8", "cluster:bits=4"])
+def test_outputs_of_passes_round_trip(spec: str, tmp_path: Path) -> None:
+    """Their archive is smaller than zstd's, or packing was not worth its name."""
+    source, data = ROOT / "models" / "fashion_lstm.onnx", ROOT / "models" / "fashion_calib.npz"
+    if not (source.exists() and data.exists()):
+        pytest.skip("no zoo")
+    from onnx_compress import compress
+
+    made = compress(str(source), spec, data=str(data), samples=64, verify=False)
+    made.save(tmp_path / "m.onnx")
+    best = round_trip(tmp_path / "m.onnx", tmp_path / "auto")["after"]["bytes"]
+    assert best < round_trip(tmp_path / "m.onnx", tmp_path / "zstd", "zstd")["after"]["bytes"]
+
+
+def test_strings_four_bits_and_nothing_round_trip(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.integers(0, 16, (40, 101))
+    round_trip(
+        model_of(
+            tmp_path / "a.onnx",
+            helper.make_tensor("int4", TensorProto.INT4, [40, 101], values - 8),
+            helper.make_tensor("raw4", TensorProto.UINT4, [4040], rng.bytes(2020), raw=True),
+            helper.make_tensor("text", TensorProto.STRING, [300], [b"word %d" % i for i in range(300)]),
+            helper.make_tensor("fields", TensorProto.FLOAT, [900], rng.normal(size=900)),
+            helper.make_tensor("brain", TensorProto.BFLOAT16, [2000], rng.bytes(4000), raw=True),
+            TensorProto(name="lies", data_type=1, dims=[7, -1], raw_data=rng.bytes(2001)),
+            np.empty((0, 3), np.float32),
+            np.empty((3, 0, 5), np.int8),
+        ),
+        tmp_path / "f",
+    )
+    round_trip(model_of(tmp_path / "a.onnx"), tmp_path / "f")
+
+
+def test_chunks_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A weight longer than a chunk, in rows, in rows longer than a chunk, and without rows."""
+    from onnx_compress.archive import payloads
+
+    monkeypatch.setattr(payloads, "CHUNK", 1000)
+    rng = np.random.default_rng(2)
+    shapes = [(33, 100), (3, 700), (4111,)]
+    values = [np.rint(rng.normal(0, 9, shape)).astype(kind) for shape in shapes for kind in (np.int8, "f4")]
+    round_trip(model_of(tmp_path / "a.onnx", *values), tmp_path / "f")
+
+
+def external_model(folder: Path) -> Path:
+    """Two tensors in a file of a folder, bytes that no tensor has before, between and behind them."""
+    folder.mkdir()
+    (folder / "data").mkdir()
+    rng = np.random.default_rng(3)
+    value = rng.normal(size=(40, 50)).astype(np.float32)
+    blob = bytes(100) + value.tobytes() + bytes(3000) + value.tobytes() + b"end"
+    (folder / "data" / "w.bin").write_bytes(blob)
+    tensors = [TensorProto(name=f"e{i}", data_type=1, dims=[40, 50], data_location=1) for i in range(2)]
+    for i, tensor in enumerate(tensors):
+        words = {"location": "data/w.bin", "offset": str(100 + 11000 * i), "length": "8000"}
+        for key, text in words.items():
+            tensor.external_data.add(key=key, value=text)
+    return model_of(folder / "a.onnx", *tensors)
+
+
+def test_data_files_come_back_beside_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Twice, too: the same bytes may be there; others are never overwritten."""
+    source = external_model(tmp_path / "in")
+    archive, out = tmp_path / "a.ocz", tmp_path / "out"
+    out.mkdir()
+    assert cli.main(["pack", str(source), str(archive), "-q"]) == 0
+    for _ in range(2):
+        assert cli.main(["unpack", str(archive), str(out / "b.onnx"), "-q"]) == 0
+        assert (out / "b.onnx").read_bytes() == source.read_bytes()
+        assert (out / "data" / "w.bin").read_bytes() == (source.parent / "data" / "w.bin").read_bytes()
+    (out / "data" / "w.bin").write_bytes(b"mine")
+    (out / "b.onnx").unlink()
+    assert cli.main(["unpack", str(archive), str(out / "b.onnx"), "-q"]) == 2
+    assert "exists and is another file" in capsys.readouterr().err
+    assert sorted(path.name for path in out.rglob("*")) == ["data", "w.bin"]
+
+
+def test_the_report_has_every_column(tmp_path: Path) -> None:
+    import json
+
+    source = model_of(tmp_path / "a.onnx", np.random.default_rng(0).normal(size=(30, 40)).astype("f4"))
+    words = [
+        "pack",
+        str(source),
+        str(tmp_path / "a.ocz"),
+        "--coder",
+        "range",
+        "--report",
+        str(tmp_path / "r.json"),
+    ]
+    assert cli.main(words) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    (row,) = report["tensors"]
+    assert row["raw"] == 4800
+    assert {"zip", "entropy_bits", "coded", "coder", "coded_bits"} <= row.keys()
+    assert report["coder"] == "range"
+
+
+@pytest.fixture(scope="module")
+def archive(weights: dict[str, np.ndarray[Any, Any]], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("archive")
+    source = model_of(
+        folder / "a.onnx", *(weights[name] for name in ("float", "kernel", "sparse int8", "places"))
+    )
+    pack(source=str(source), target=str(folder / "a.ocz"))
+    return (folder / "a.ocz").read_bytes()
+
+
+def refuse(data: bytes, folder: Path, memory: int | None = None) -> CompressError:
+    """The error of unpacking `data`, which must be one of ours, on one line."""
+    (folder / "bad.ocz").write_bytes(data)
+    with pytest.raises((InputError, LimitError)) as caught:
+        unpack(source=str(folder / "bad.ocz"), target=str(folder / "out.onnx"), memory=memory)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_flipped_bits_and_missing_ends_are_refused(seed: int, archive: bytes, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    flipped = bytearray(archive)
+    flipped[rng.integers(len(archive))] ^= 1 << int(rng.integers(8))
+    assert refuse(bytes(flipped), tmp_path).exit_code == 3
+    assert refuse(archive[: rng.integers(len(archive))], tmp_path).exit_code == 3
+
+
+def parts(archive: bytes) -> tuple[Header, bytes, bytes]:
+    """Header, body, and index unpacked."""
+    import zstandard
+
+    header = Header.read(archive[:HEADER_BYTES], "")
+    body = archive[HEADER_BYTES : HEADER_BYTES + header.body]
+    return header, body, zstandard.ZstdDecompressor().decompress(archive[HEADER_BYTES + header.body :])
+
+
+def forged(body: bytes, index: bytes, restored: int, index_raw: int | None = None) -> bytes:
+    """An archive with right checksums, whatever it says."""
+    packed = squeeze(index)
+    raw = len(index) if index_raw is None else index_raw
+    header = Header(len(body), len(packed), raw, restored, zlib.crc32(body), zlib.crc32(packed))
+    return header.pack() + body + packed
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_lies_with_right_checksums_are_refused(seed: int, archive: bytes, tmp_path: Path) -> None:
+    """Past the first checksums every field is read with doubt; the checksums of the tensors are the last word."""
+    rng = np.random.default_rng(seed)
+    header, body, index = parts(archive)
+    lie_body, lie_index = bytearray(body), bytearray(index)
+    if seed % 4 == 0:
+        lie_body[rng.integers(len(body))] ^= 1 << int(rng.integers(8))
+    else:
+        for _ in range(seed % 4):
+            lie_index[rng.integers(len(index) if seed % 2 else 120)] = int(rng.integers(256))
+    if bytes(lie_index) == index and bytes(lie_body) == body:
+        return
+    assert refuse(forged(bytes(lie_body), bytes(lie_index), header.restored), tmp_path).exit_code in (3, 4)
+
+
+def test_sizes_that_lie_take_no_memory(archive: bytes, tmp_path: Path) -> None:
+    header, body, index = parts(archive)
+    bomb = squeeze(bytes(200_000_000), 3)
+    huge = Header(0, len(bomb), 200_000_000, 10, 0, zlib.crc32(bomb)).pack() + bomb
+    tracemalloc.start()
+    try:
+        assert refuse(huge, tmp_path, memory=400_000_000).exit_code == 4
+        assert refuse(forged(body, index, 1 << 60), tmp_path).exit_code == 4
+        assert refuse(forged(body, index, header.restored, 1 << 40), tmp_path, 1 << 30).exit_code == 4
+        assert refuse(forged(body, index, header.restored, len(index) + 1), tmp_path).exit_code == 3
+        assert refuse(forged(body, index, header.restored - 1), tmp_path).exit_code == 3
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\b", "a//b", "."])
+def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path) -> None:
+    source = external_model(tmp_path / "in")
+    pack(source=str(source), target=str(tmp_path / "a.ocz"))
+    header, body, index = parts((tmp_path / "a.ocz").read_bytes())
+    old = b"\x0adata/w.bin"
+    assert index.count(old) == 1
+    lie = index.replace(old, bytes([len(name)]) + name.encode())
+    assert "leads out" in str(refuse(forged(body, lie, header.restored), tmp_path))
+
+
+def test_what_is_no_archive_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, data in enumerate((b"", b"PK\x03\x04", b"\x89OCZ", b"\x89OCZ" + bytes(60))):
+        (tmp_path / "bad.ocz").write_bytes(data)
+        assert cli.main(["unpack", str(tmp_path / "bad.ocz"), str(tmp_path / "out.onnx")]) == 3, number
+        assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.ocz"]
+
+
+def test_gaps_longer_than_a_byte() -> None:
+    flags = np.zeros(2000, bool)
+    flags[[3, 258, 514, 1700]] = True
+    gaps = _gaps(flags)
+    places = np.cumsum(gaps.astype(int) + (gaps < 255))[gaps < 255] - 1
+    assert places.tolist() == [3, 258, 514, 1700]
+
+
+def backend_models(kind: str) -> list[Path]:
+    return sorted((BACKEND / kind).glob("*/model.onnx"))
+
+
+@pytest.mark.parametrize("path", backend_models("simple"), ids=lambda path: path.parent.name)
+def test_backend_models_round_trip(path: Path, tmp_path: Path) -> None:
+    round_trip(path, tmp_path / "f")
+
+
+@pytest.mark.slow
+def test_all_backend_models_round_trip(tmp_path: Path) -> None:
+    paths = sorted(BACKEND.glob("**/*.onnx"))
+    assert len(paths) > 1000
+    for path in paths:
+        round_trip(path, tmp_path / "f")
