@@ -129,14 +129,16 @@ def gptq(
 ) -> Array:
     """Integers (N, K) whose E‖W x − s Q x‖² is small: each column's rounding error is made up for by those after it.
 
-    weight (N, K); gram (K, K); scales (N,), kept as they are; act_order: columns of the largest E[x²] first.
+    weight (N, K), its zeros stay zero; gram (K, K); scales (N,), kept as they are; act_order: columns of the largest E[x²]
+    first.
     Frantar et al. 2023, arXiv:2210.17323.
     """
     scales = np.asarray(scales, np.float64)
     top = 2 ** (bits - 1) - 1
+    zero = weight == 0
 
-    def rounded(column: Array, _: int) -> Array:
-        return np.clip(np.rint(column / scales), -top, top) * scales
+    def rounded(column: Array, at: int) -> Array:
+        return np.where(zero[:, at], 0.0, np.clip(np.rint(column / scales), -top, top) * scales)
 
     values = feedback(weight, gram, rounded, damping=damping, act_order=act_order, block=block)
     return np.rint(values / scales[:, np.newaxis]).astype(np.int64)
@@ -160,7 +162,7 @@ def feedback(
     inputs = weight.shape[1]
     order = np.argsort(-np.diagonal(gram), kind="stable") if act_order else np.arange(inputs)
     left = np.array(weight, np.float64)[:, order]
-    upper = _inverse_factor(np.asarray(gram, np.float64)[np.ix_(order, order)], damping)
+    upper = inverse_factor(np.asarray(gram, np.float64)[np.ix_(order, order)], damping)
     done = np.empty_like(left)
     for start in range(0, inputs, block):
         end = min(start + block, inputs)
@@ -176,7 +178,7 @@ def feedback(
     return result
 
 
-def _inverse_factor(gram: Array, damping: float) -> Array:
+def inverse_factor(gram: Array, damping: float) -> Array:
     """U, upper triangular, with Uᵀ U = (G + λI)⁻¹: the inverse of R, upper triangular, with R Rᵀ = G + λI."""
     (lower, _), _ = cholesky(gram[::-1, ::-1], damping)
     upper, _ = dtrtri(np.tril(lower)[::-1, ::-1], lower=0)
