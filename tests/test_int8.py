@@ -24,8 +24,8 @@ from onnx_compress.model.document import Model, check
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.passes.int8 import Int8
+from onnx_compress.passes.int8.kinds import REQUANTIZED, SHARED
 from onnx_compress.passes.int8.lower import RULES, lower
-from onnx_compress.passes.int8.placement import REQUANTIZED, SHARED
 from onnx_compress.passes.int8.ranges import METHODS, affine, choose, seen, squared_error
 from onnx_compress.passes.int8.storage import store
 from onnx_compress.passes.int8.weights import nearest, weight_scale
@@ -209,6 +209,10 @@ LOWERED: dict[str, tuple[str, dict[str, Array]]] = {
     "Div": (
         "a = Conv(x, w) b = Div(a, c) y = Conv(b, u)",
         {"c": np.array(0.3, np.float32), "u": normal(4, 8, 1, 1)},
+    ),
+    "Sum": (
+        "a = Conv(x, w) c = Conv(x, v) b = Sum(a, c) y = Conv(b, u)",
+        {"v": normal(8, 3, 3, 3), "u": normal(4, 8, 1, 1)},
     ),
     "Sub": (
         "a = Conv(x, w) b = Sub(a, c) y = Conv(b, u)",

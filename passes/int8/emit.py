@@ -9,7 +9,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.int8.placement import LAYERS, Placement, data_inputs
+from onnx_compress.passes.int8.kinds import LAYERS, data_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.model.document import Model
+    from onnx_compress.passes.int8.placement import Placement
     from onnx_compress.passes.int8.ranges import Affine
     from onnx_compress.passes.int8.weights import LayerWeight
 

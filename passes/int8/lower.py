@@ -250,11 +250,18 @@ def _flattened(surgery: Surgery, source: gs.Tensor, before: gs.Node) -> gs.Tenso
     return None
 
 
+def _sum_of_two(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shape]) -> list[gs.Node] | None:
+    """Sum of two tensors is Add."""
+    del shapes
+    return [surgery.node("Add", "sum", list(node.inputs))] if len(node.inputs) == 2 else None
+
+
 RULES: dict[str, Rule] = {
     "ReduceMean": _spatial_mean,
     "BatchNormalization": _scale_and_shift,
     "Add": _product_and_bias,
     "Div": _by_constant,
+    "Sum": _sum_of_two,
     "Sub": _by_constant,
     "Pad": _pad_of_conv,
     "HardSwish": _hard_swish,

@@ -13,29 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.passes.int8.kinds import (
+    FLOAT_ONLY,
+    LAYERS,
+    SHARED,
+    can_follow,
+    clips,
+    data_inputs,
+    factor_of,
+    unfit,
+    weight_of,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
-
-LAYERS = ("Conv", "Gemm", "MatMul")
-FLOAT_ONLY = {  # work that onnxruntime's CPU provider does in float only
-    "ConvTranspose": "onnxruntime's CPU provider has no integer ConvTranspose",
-    "LSTM": "a recurrent layer runs in float",
-    "GRU": "a recurrent layer runs in float",
-    "RNN": "a recurrent layer runs in float",
-    "Einsum": "onnxruntime's CPU provider has no integer Einsum",
-}
-SHARED = {  # values only move: the output has the input's scale and onnxruntime drops the conversions around it
-    "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherElements",
-    "Tile", "Expand", "Resize", "Split", "Concat", "Pad",
-}  # fmt: skip
-REQUANTIZED = {
-    "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Relu", "Sigmoid", "Softmax", "MatMul",
-}  # fmt: skip
-FIXED = {"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256)}  # outputs whose range is known
 
 
 @dataclass
@@ -82,81 +77,11 @@ def place(graph: gs.Graph, keep: Mapping[str, str], *, followers: bool = True) -
     integer = {id(node) for node in graph.nodes if node.name in chosen}
     layers = set(integer)
     if followers:
-        integer |= {id(node) for node in graph.nodes if node.name not in keep and _can_follow(node)}
+        integer |= {id(node) for node in graph.nodes if node.name not in keep and can_follow(node)}
     _settle(graph, integer, layers, placement)
     placement.followers = {node.name for node in graph.nodes if id(node) in integer - layers}
     _group(graph, integer, placement)
     return placement
-
-
-def weight_of(node: gs.Node) -> gs.Constant | None:
-    """The constant that a layer multiplies with, if it is one."""
-    at = 1
-    if len(node.inputs) > at and isinstance(node.inputs[at], gs.Constant):
-        return node.inputs[at]
-    if node.op in ("MatMul", "Gemm", "Einsum") and node.inputs and isinstance(node.inputs[0], gs.Constant):
-        return node.inputs[0]
-    return None
-
-
-def unfit(node: gs.Node) -> str | None:
-    """Why a layer cannot run in integers, or None."""
-    weight = weight_of(node)
-    if weight is None:
-        return "its weight is computed in the graph"
-    if weight is not node.inputs[1]:
-        return "its weight is the left factor, for which there are no per-channel scales"
-    if np.dtype(weight.dtype) != np.float32:
-        return f"its weight is {np.dtype(weight.dtype).name}, not float32"
-    if not isinstance(node.inputs[0], gs.Variable) or node.inputs[0].name == "":
-        return "its input is constant"
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if bias is not None and bias.name and not isinstance(bias, gs.Constant):
-        return "its bias is computed in the graph"
-    if node.op == "MatMul" and len(weight.shape) != 2:
-        return "its weight is no matrix"
-    if node.op == "Gemm" and bias is not None and bias.name:
-        columns = weight.shape[0] if node.attrs.get("transB", 0) else weight.shape[1]
-        if int(np.prod(bias.shape)) not in (1, columns) or max((*bias.shape, 1)) != int(np.prod(bias.shape)):
-            return "its bias differs by row"
-    if not np.all(np.isfinite(weight.values)):
-        return "its weight is not finite"
-    return None
-
-
-def data_inputs(node: gs.Node) -> list[int]:
-    """Which inputs of an integer node carry the values that are quantized."""
-    if node.op in ("Add", "Mul", "Concat"):
-        return list(range(len(node.inputs)))
-    if node.op == "MatMul" and not isinstance(node.inputs[1], gs.Constant):
-        return [0, 1]
-    return [0]
-
-
-def _can_follow(node: gs.Node) -> bool:
-    """Whether onnxruntime has an integer form of this node, as far as the node alone tells."""
-    if node.domain not in (None, "", "ai.onnx"):
-        return False
-    inputs = [node.inputs[at] for at in data_inputs(node)] if node.inputs else []
-    if not inputs or all(isinstance(tensor, gs.Constant) for tensor in inputs):
-        return False
-    if node.op in ("Add", "Mul"):
-        constants = [t for t in inputs if isinstance(t, gs.Constant)]
-        return all(np.dtype(t.dtype) == np.float32 and np.all(np.isfinite(t.values)) for t in constants)
-    if node.op == "MatMul":
-        return not any(isinstance(tensor, gs.Constant) for tensor in inputs)
-    if node.op == "Resize":
-        mode = node.attrs.get("mode", "nearest")
-        return mode == "nearest" and node.attrs.get("coordinate_transformation_mode") != "tf_crop_and_resize"
-    if node.op == "Split":
-        return True
-    if node.op == "Pad":
-        value = node.inputs[2] if len(node.inputs) > 2 and node.inputs[2].name else None
-        zero = value is None or (isinstance(value, gs.Constant) and not np.any(value.values))
-        return bool(zero or node.attrs.get("mode", "constant") != "constant")
-    if any(isinstance(tensor, gs.Constant) for tensor in inputs):
-        return False
-    return node.op in SHARED | REQUANTIZED and len(node.outputs) == 1
 
 
 def _settle(graph: gs.Graph, integer: set[int], layers: set[int], placement: Placement) -> None:
@@ -200,28 +125,6 @@ def _foldable(graph: gs.Graph, integer: set[int], outputs: set[int]) -> Iterator
             yield node.name, before.name
 
 
-def clips(node: gs.Node) -> bool:
-    """Whether this node only clips, to bounds that are known and include zero."""
-    if node.op == "Relu":
-        return True
-    if node.op != "Clip":
-        return False
-    bounds = [t for t in node.inputs[1:] if t.name]
-    low, high = clip_bounds(node) if all(isinstance(t, gs.Constant) for t in bounds) else (1.0, 0.0)
-    return low <= 0.0 <= high
-
-
-def clip_bounds(node: gs.Node) -> tuple[float, float]:
-    """Between what a Relu or Clip of constant bounds leaves its input."""
-    if node.op == "Relu":
-        return 0.0, float("inf")
-    bounds = [node.attrs.get("min", -np.inf), node.attrs.get("max", np.inf)]
-    for at, tensor in enumerate(node.inputs[1:3]):
-        if tensor.name:
-            bounds[at] = float(np.asarray(tensor.values).reshape(-1)[0])
-    return float(bounds[0]), float(bounds[1])
-
-
 def _goes_on(node: gs.Node, tensor: gs.Tensor, integer: set[int], folded: dict[str, str]) -> bool:
     """Whether an integer node reads `tensor` (or what a folded activation makes of it) as its data."""
     for user in tensor.outputs:
@@ -256,7 +159,7 @@ def _group(graph: gs.Graph, integer: set[int], placement: Placement) -> None:
     placement.group = {name: joined.find(name) for name in list(joined.parent)}
     origins = sources(graph, placement)
     for node in graph.nodes:
-        factor = _factor(node) if id(node) in integer and node.name not in ends else None
+        factor = factor_of(node) if id(node) in integer and node.name not in ends else None
         if factor is None:
             continue
         before, after = (placement.group[t.name] for t in (*_variables(node), node.outputs[0]))
@@ -288,17 +191,6 @@ def _variables(node: gs.Node) -> list[gs.Variable]:
     return [tensor for tensor in node.inputs if isinstance(tensor, gs.Variable)]
 
 
-def _factor(node: gs.Node) -> float | None:
-    """By what a node multiplies every value, if it is a positive constant."""
-    constants = [tensor for tensor in node.inputs if isinstance(tensor, gs.Constant)]
-    if node.op != "Mul" or len(constants) != 1 or int(np.prod(constants[0].shape)) != 1:
-        return None
-    if len(constants[0].shape) > 1:
-        return None  # it may add axes
-    factor = float(np.asarray(constants[0].values).reshape(-1)[0])
-    return factor if 1e-6 < factor < 1e6 else None
-
-
 def sources(graph: gs.Graph, placement: Placement) -> dict[str, list[str]]:
     """Of each group, the tensors whose values decide its scale: those that are not just moved from another."""
     moved = {
@@ -323,15 +215,3 @@ def scaled_groups(graph: gs.Graph, placement: Placement) -> dict[str, tuple[str,
         for node in graph.nodes
         if node.name in placement.scaled
     }
-
-
-def bounds(graph: gs.Graph, placement: Placement, names: Collection[str]) -> dict[str, tuple[float, float]]:
-    """Ranges that the operator itself fixes, of the tensors in `names`."""
-    found = {}
-    for node in graph.nodes:
-        for tensor in node.outputs:
-            if tensor.name not in names:
-                continue
-            if node.op in FIXED and node.name in placement.followers:
-                found[tensor.name] = FIXED[node.op]
-    return found

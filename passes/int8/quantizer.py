@@ -11,7 +11,8 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics import rounding
 from onnx_compress.passes.int8 import ranges
 from onnx_compress.passes.int8.emit import emit
-from onnx_compress.passes.int8.placement import FIXED, Placement, place, scaled_groups, sources
+from onnx_compress.passes.int8.kinds import FIXED
+from onnx_compress.passes.int8.placement import Placement, place, scaled_groups, sources
 from onnx_compress.passes.int8.weights import (
     LayerWeight,
     channel_axis,

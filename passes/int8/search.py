@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from onnx_compress.contract import Change, Skip
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.fallback import hold
+from onnx_compress.passes.int8.kinds import FLOAT_ONLY, LAYERS, weight_of
 from onnx_compress.passes.int8.opset import raised
-from onnx_compress.passes.int8.placement import FLOAT_ONLY, LAYERS, weight_of
 from onnx_compress.passes.int8.storage import Stored, store
 from onnx_compress.runtime.agreement import Reference
 
