@@ -37,7 +37,8 @@ def unfit(node: gs.Node) -> str | None:
     """Why a layer cannot run in integers, or None."""
     weight = weight_of(node)
     if weight is None:
-        return "its weight is computed in the graph"
+        given = len(node.inputs) > 1 and not node.inputs[1].inputs
+        return "its weight is an input of the graph" if given else "its weight is computed in the graph"
     if weight is not node.inputs[1]:
         return "its weight is the left factor, for which there are no per-channel scales"
     if np.dtype(weight.dtype) != np.float32:
