@@ -89,9 +89,16 @@ def zeros(model: Model) -> tuple[int, int]:
     return sum(int((value == 0).sum()) for value in values), sum(value.size for value in values)
 
 
-@pytest.mark.parametrize("scope", ["global", "layer"])
-@pytest.mark.parametrize("criterion", ["obs", "magnitude", "wanda"])
-@pytest.mark.parametrize("sparsity", [0.3, 0.75])
+@pytest.mark.parametrize(
+    ("criterion", "scope", "sparsity"),
+    [
+        ("obs", "global", 0.3),
+        ("obs", "layer", 0.75),
+        ("magnitude", "global", 0.75),
+        ("wanda", "global", 0.75),
+        ("wanda", "layer", 0.3),
+    ],
+)
 def test_sparsity_is_exact(criterion: str, scope: str, sparsity: float) -> None:
     result = sparsify(net(), feeds(), sparsity=sparsity, criterion=criterion, scope=scope)
     found, size = zeros(result.model)
@@ -222,11 +229,15 @@ def test_obs_beats_magnitude_on_a_trained_net() -> None:
     model = Model.load(path)
     unseen = open_data(MODELS / "fashion_eval.npz", input_specs(model), samples=128)
     errors = {}
-    for criterion, repair in itertools.product(("obs", "magnitude"), ("least-squares", "none")):
+    for criterion, repair in [
+        ("obs", "least-squares"),
+        ("magnitude", "least-squares"),
+        ("magnitude", "none"),
+    ]:
         result = sparsify(
             model,
             MODELS / "fashion_calib.npz",
-            96,
+            64,
             sparsity=0.6,
             criterion=criterion,
             repair=repair,
@@ -235,7 +246,6 @@ def test_obs_beats_magnitude_on_a_trained_net() -> None:
         errors[criterion, repair] = output_error(model, result.model, unseen)
     assert errors["obs", "least-squares"] < errors["magnitude", "least-squares"]
     assert errors["obs", "least-squares"] < 0.5 * errors["magnitude", "none"]
-    assert errors["obs", "least-squares"] < errors["obs", "none"]
 
 
 def test_default_keeps_its_tolerance_on_held_out_data() -> None:
