@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 WIDEST = 5000  # inputs of a layer up to which its Gram matrix is worth its time
 PROBE_WORK = 3e11  # multiply-adds that all sensitivity probes together may take
 POSITIONS = 64  # of a sample's output positions that a Gram matrix takes
-PROBES = (0.1, 0.25, 0.5, 0.75)  # shares of a layer's multiply-adds at which its harm is measured
+PROBES = (0.75, 0.5, 0.25, 0.1)  # shares of a layer's multiply-adds at which its harm is measured
 HELD_OUT = 0.25  # of the data
 
 
@@ -110,11 +110,11 @@ class Study:
                 layer, self.problems[layer.output].grams, methods, multiple, by=by, only=only
             )
 
-    def probe(self, layers: Sequence[Layer]) -> None:
+    def probe(self, layers: Sequence[Layer], enough: float = math.inf) -> None:
         """Measures how far an error of each layer's output moves the model's: each layer alone, at a few ranks.
 
         Not at one: averaged away while it is noise, an error tells once it is more (the last Conv before a global pool
-        on resnet20: a tenfold error does 140 times the harm).
+        on resnet20: a tenfold error does 140 times the harm). No smaller rank is tried once the harm is over `enough`.
         """
         if self.held is None:
             return
@@ -123,11 +123,14 @@ class Study:
         reference = Reference(self.job.model, held, threads=self.job.clock.threads)
         for number, layer in enumerate(layers):
             self.job.progress(number, len(layers), "sensitivity")
-            options = self.tables[layer.output]
-            picks = [min(options, key=lambda o: abs(o.macs - share * layer.macs)) for share in PROBES]
-            self.harms[layer.output] = sorted(
-                {(o.error, reference.error(self.build({layer.output: o}))) for o in dict.fromkeys(picks)}
-            )
+            points: dict[float, float] = {}
+            for share in PROBES:
+                option = min(self.tables[layer.output], key=lambda o: abs(o.macs - share * layer.macs))
+                if option.error not in points:
+                    points[option.error] = reference.error(self.build({layer.output: option}))
+                if points[option.error] > enough:
+                    break
+            self.harms[layer.output] = sorted(points.items())
 
     def harm(self, output: str, error: float) -> float:
         """What an error of one layer's output does to the model's outputs, as far as the probes tell."""

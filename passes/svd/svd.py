@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_TOLERANCE = 0.02  # of the outputs' variance
 GRAIN = 8  # ranks without a clock: what 8 float lanes and the int8 kernels like
 ROUNDS = 7  # whole models tried in the search for the largest saving within the tolerance
+HOPELESS = 4  # times the tolerance: what one layer alone may do to the outputs and still be looked into
 LEAST_GAIN = 0.05  # of a layer's time, by what is known before the whole model is timed
 LEAST_SAVING = 0.2  # of a layer's work: below that no clock is asked
 
@@ -189,7 +191,7 @@ class Svd:
             return self._plan_each(study, usable, skips), []
         if study.held is None and self._bounded:
             return self._plan_bounded(study, usable, skips), []
-        study.probe(usable)
+        study.probe(usable, HOPELESS * self._bound if self._bounded else math.inf)
         share = ShareOut([self._rows(study, layer) for layer in usable])
         if self._bounded:
             plan = self._largest_saving(study, usable, share)
