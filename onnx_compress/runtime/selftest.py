@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # A sum of K terms in another order moves by about sqrt(K) · 2^-24 of their norm, some 1e-6 for the widest layers; a
 # hundred layers may amplify that a hundredfold. A wrong channel moves an output by its own size.
 TOLERANCE = 1e-3
+FLOOR = 1e-3  # of the scale: a sigmoid near 0 is exact to 1e-7 only, however small it is
 
 
 def self_test(
@@ -86,6 +87,6 @@ def difference(
             return float("inf")
         whole = np.asarray(original[name]).astype(np.float64)
         sizes = (np.abs(values[np.isfinite(values)]).max(initial=0.0) for values in (a, whole))
-        scale = max(*sizes, 1e-30)
+        scale = max(*sizes, FLOOR)
         worst = max(worst, float(np.abs(a[finite] - b[finite]).max(initial=0.0)) / scale)
     return worst
