@@ -65,7 +65,7 @@ def even(choices: Sequence[Choice], keep: float) -> list[int]:
     Heads and their width cut the same axes, so each keeps √keep of itself; where one of such kinds has an axis to
     itself (what is within the groups of a convolution), it alone makes up the share, and the other (the groups) stays.
     """
-    covers = [_cover(choice) for choice in choices]
+    covers = [_cover(choice.curve.units) for choice in choices]
     at: dict[tuple[str, int], list[int]] = {}
     for number, cover in enumerate(covers):
         for place in cover:
@@ -91,16 +91,15 @@ def even(choices: Sequence[Choice], keep: float) -> list[int]:
         wanted = round(choices[i].curve.size * (1 - max(needs)))
         counts = choices[i].counts
         numbers[i] = int(counts[np.searchsorted(counts, wanted, side="right") - 1])
-        for unit in choices[i].curve.units[: numbers[i]]:
-            for place, indices in unit.places.items():
-                gone[place] = np.union1d(gone.get(place, nothing), indices)
+        for place, taken in _cover(choices[i].curve.units[: numbers[i]]).items():
+            gone[place] = np.union1d(gone.get(place, nothing), taken)
     return numbers
 
 
-def _cover(choice: Choice) -> dict[tuple[str, int], Array]:
-    """The indices of each weight axis that a kind's units take."""
+def _cover(units: Sequence[Unit]) -> dict[tuple[str, int], Array]:
+    """The indices of each weight axis that these units take."""
     pieces: dict[tuple[str, int], list[Array]] = {}
-    for unit in choice.curve.units:
+    for unit in units:
         for place, indices in unit.places.items():
             pieces.setdefault(place, []).append(indices)
     return {place: np.unique(np.concatenate(parts)) for place, parts in pieces.items()}
