@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -60,7 +60,7 @@ class Choices:
 class Quantizer:
     """`model` (lowered), with what was seen of it on `data`, ready to be quantized.
 
-    keep: nodes that stay in float in any case, and why.
+    keep: nodes that stay in float in any case, and why; moved: what is added to the biases of some layers.
     """
 
     model: Model
@@ -72,6 +72,7 @@ class Quantizer:
     progress: Callable[[int, int, str], None] = silent
     seen: dict[str, ranges.Seen] = field(default_factory=dict)
     means: dict[str, Array] = field(default_factory=dict)
+    moved: dict[str, Array] = field(default_factory=dict)
     rounded: dict[str, tuple[Array, Array, Array]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -106,16 +107,23 @@ class Quantizer:
             self._average()
 
     def _see(self, names: list[str]) -> None:
-        kind = Range if self.choices.calibrate == "minmax" else Histogram
         known = [name for name in names if name not in self.seen]
-        found = observe(self.model, self.data, [kind(name) for name in known], threads=self.threads)
+        counted = self.choices.calibrate != "minmax"
+        requests = [Range(name) for name in known]
+        found = observe(
+            self.model,
+            self.data,
+            [*requests, *(Histogram(name) for name in known if counted)],
+            threads=self.threads,
+        )
         for name in known:
-            value = found[kind(name)]
-            if kind is Range:
-                low, high = value
-                self.seen[name] = ranges.Seen(np.empty(0), np.empty(0), float(low), float(high))
-            else:
-                self.seen[name] = ranges.seen([(value.counts, value.low, value.high)])
+            low, high = found[Range(name)]
+            points = ranges.Seen(np.empty(0), np.empty(0), low, high)
+            if counted:
+                value = found[Histogram(name)]
+                # > the histogram's ends are those of its bins
+                points = replace(ranges.seen([(value.counts, value.low, value.high)]), low=low, high=high)
+            self.seen[name] = points
         self.progress(1, 3, "int8: ranges")
 
     def _scales(self, placement: Placement) -> dict[str, Affine]:
@@ -174,6 +182,8 @@ class Quantizer:
             made.bias = _corrected(node, weight, made, mean)
             if node.op == "MatMul":
                 made.bias, made.shift = None, made.bias
+        if name in self.moved:
+            made.bias = self.moved[name] if made.bias is None else made.bias + self.moved[name]
         return made
 
     def _round(self) -> None:

@@ -146,18 +146,20 @@ def squared_error(points: Seen, low: float, high: float) -> float:
 def divergence(points: Seen, low: float, high: float) -> float:
     """Kullback-Leibler divergence of the points, clipped to low..high, from what 8 bits leave of their distribution.
 
-    What is clipped counts at the outermost points of the one and is missing in the other, in which each code's mass is
+    Zeros are left out, for they are exact: the many of a Relu would count as spread. What is clipped counts at the outermost points of the one and is missing in the other, in which each code's mass is
     spread evenly over its points, as Migacz 2017 (8-bit inference with TensorRT) has it.
     """
-    inside = np.flatnonzero((points.values >= low) & (points.values <= high))
+    there = points.values != 0
+    values, counts = points.values[there], points.counts[there]
+    inside = np.flatnonzero((values >= low) & (values <= high))
     if len(inside) < 2:
         return float("inf")
     scale = affine(low, high)
-    kept = points.counts[inside]
-    codes = np.clip(np.rint(points.values[inside] / scale.scale) + scale.zero, 0, STEPS).astype(np.int64)
+    kept = counts[inside]
+    codes = np.clip(np.rint(values[inside] / scale.scale) + scale.zero, 0, STEPS).astype(np.int64)
     q = (np.bincount(codes, kept) / np.maximum(np.bincount(codes), 1))[codes]
     p = kept.copy()
-    p[0] += points.counts[: inside[0]].sum()
-    p[-1] += points.counts[inside[-1] + 1 :].sum()
+    p[0] += counts[: inside[0]].sum()
+    p[-1] += counts[inside[-1] + 1 :].sum()
     p, q = p / p.sum(), q / q.sum()
     return float((p * np.log(p / q)).sum())

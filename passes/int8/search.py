@@ -13,6 +13,7 @@ from onnx_compress.passes.int8.kinds import FLOAT_ONLY, LAYERS, weight_of
 from onnx_compress.passes.int8.opset import raised
 from onnx_compress.passes.int8.storage import Stored, store
 from onnx_compress.runtime.agreement import Reference
+from onnx_compress.runtime.observe import Moments, observe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -66,20 +67,20 @@ class Search:
         error = self.judge(full)
         mixing = any(quantizer.nodes[name].op in MIXING for name in placement.followers)
         if error <= self.bound and not mixing:
-            return self._found(quantizer, full, placement)
+            return self._found(quantizer, full, placement, followers=True)
         fewer, layered = quantizer.quantized(followers=False)
         less = self.judge(fewer)
         if error <= self.bound and (less > self.bound or self._faster(fewer, full)):
-            return self._found(quantizer, full, placement)
+            return self._found(quantizer, full, placement, followers=True)
         if less <= self.bound:
-            return self._found(quantizer, fewer, layered)
+            return self._found(quantizer, fewer, layered, followers=False)
         quick = Reference(job.original, self.held.take(SENSED), threads=job.clock.threads).error
         best = hold(quantizer, self.judge, quick, self.bound, followers=error <= less)
         if best is None:
             return self._float(
                 f"with any layer in int8 the output error is over the tolerance of {self.options.tolerance:g}"
             )
-        return self._found(quantizer, *best[:2])
+        return self._found(quantizer, *best[:2], followers=error <= less)
 
     def in_time(self, found: Found) -> Found:
         """What was found, unless the clock prefers float; a close call is timed again, and the second timing decides."""
@@ -150,10 +151,28 @@ class Search:
             or self._decide("int8 between layers", fewer, full, "faster").kept
         )
 
-    def _found(self, quantizer: Quantizer, model: Model, placement: Placement) -> Found:
+    def _found(self, quantizer: Quantizer, model: Model, placement: Placement, *, followers: bool) -> Found:
+        model = self._aimed(quantizer, model, placement, followers=followers)
         changes = tuple(_change(quantizer, name, self.options.activations) for name in placement.layers)
         skips = (*(Skip(name, why) for name, why in placement.left.items()), *_in_bodies(self.job.model))
         return Found(model, placement, changes, skips)
+
+    def _aimed(self, quantizer: Quantizer, model: Model, placement: Placement, *, followers: bool) -> Model:
+        """The model whose last layers have the means of the original's outputs, if that lowers its error."""
+        outputs = {value.name for value in self.job.original.proto.graph.output}
+        ends = {}
+        for name in placement.layers:
+            node = quantizer.nodes[name]
+            if node.op in ("Conv", "Gemm") and node.outputs[0].name in outputs:
+                ends[name] = Moments(node.outputs[0].name, 1)
+        if not self.options.bias_correction or not ends:
+            return model
+        threads = self.job.clock.threads
+        wanted = observe(self.job.original, self.fit, ends.values(), threads=threads)
+        present = observe(model, self.fit, ends.values(), threads=threads)
+        quantizer.moved = {name: wanted[ask].mean - present[ask].mean for name, ask in ends.items()}
+        moved = quantizer.quantized(placement.left, followers=followers)[0]
+        return moved if self.judge(moved) <= self.judge(model) else model
 
     def _float(self, why: str | None, placement: Placement | None = None) -> Found:
         """The model as it came."""
