@@ -40,6 +40,7 @@ class Unit:
         return frozenset(self.places)
 
 
+CHOICES = 20_000  # looks at grids, about 1 s, after which what a unit has is no seed of another; after 3 times as many, none is
 _QUIET = {"part of a kernel", "a spatial axis"}
 
 
@@ -57,9 +58,10 @@ class Closure:
             pass
         self.pins = ties.pins(np.arange(ties.size))
         self.grids = [grid for grid in everything if not ties.pins(grid.cells).all()]
+        self.choices = 0
         self.dead = np.zeros(ties.size, bool)
         self.is_line = np.zeros(ties.size, bool)
-        self.lines: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+        self.lines: dict[int, list[Labels]] = defaultdict(list)  # the cells of each line
         self.owners = [np.full(ties.size, -1)]  # the grids that a root is a cell of, one array an occurrence
         for number, grid in enumerate(self.grids):
             self._index(number, grid)
@@ -84,7 +86,7 @@ class Closure:
         for axis, line in enumerate(grid.lines):
             self.is_line[line] = True
             for index, root in enumerate(line.tolist()):
-                self.lines[root].append((number, axis, index))
+                self.lines[root].append(np.take(grid.cells, index, axis=axis).ravel())
         cells = np.unique(grid.cells)
         for owner in self.owners:
             free = owner[cells] < 0
@@ -99,10 +101,11 @@ class Closure:
         places = self._places()
         units: dict[frozenset[int], Unit] = {}
         why: dict[int, str] = {}
+        covered: set[int] = set()
         for seed in places:
-            if self.owners[0][seed] >= 0:
+            if self.owners[0][seed] >= 0 or (self.choices > CHOICES and seed in covered):
                 continue
-            dead = self._close(seed)
+            dead = self._close(seed) if self.choices < 3 * CHOICES else "too entangled to be followed"
             if isinstance(dead, str):
                 why[seed] = dead
             elif dead not in units:
@@ -112,6 +115,7 @@ class Closure:
                     why[seed] = "all of its axis would go at once"
                 elif unit.places:
                     units[dead] = unit
+                    covered |= dead
         return list(units.values()), self._pinned(list(units.values()), why)
 
     def _size(self, place: tuple[str, int]) -> int:
@@ -165,33 +169,30 @@ class Closure:
 
     def _fill(self, seed: int, marked: list[Labels]) -> str | None:
         """Marks everything that goes with `seed` as dead, until a pin is met: its reason."""
-        waiting, done = [seed], set()
         touched: set[int] = set()
-        while waiting:
-            root = waiting.pop()
-            news = [np.array([root])]
-            for number, axis, index in () if root in done else self.lines.get(root, ()):
-                news.append(np.unique(np.take(self.grids[number].cells, index, axis=axis)))
-            done.add(root)
-            for roots in news:
-                new = roots[~self.dead[roots]]
-                pins = self.pins[new]
-                if pins.any():
-                    return self.channels.ties.reasons[pins.max()]
-                self.dead[new] = True
-                marked.append(new)
-                touched.update(*(np.unique(owner[new]).tolist() for owner in self.owners))
-                waiting += [line for line in new[self.is_line[new]].tolist() if line not in done]
-            while touched and not waiting:
+        batch = np.array([seed])
+        while batch.size:
+            new = batch[~self.dead[batch]]
+            pins = self.pins[new]
+            if pins.any():
+                return self.channels.ties.reasons[pins.max()]
+            self.dead[new] = True
+            marked.append(new)
+            for owner in self.owners:
+                touched.update(np.unique(owner[new]).tolist())
+            cells = [part for root in new[self.is_line[new]].tolist() for part in self.lines[root]]
+            batch = np.unique(np.concatenate(cells)) if cells else new[:0]
+            while touched and not batch.size:
                 # > one line at a time: it may bring others that cover the cells that are left
                 line = self._uncovered(touched)
                 if isinstance(line, str):
                     return line
-                waiting += [] if line is None else [line]
+                batch = batch if line is None else np.array([line])
         return None
 
     def _uncovered(self, touched: set[int]) -> int | str | None:
         """The cheapest line of a dead cell without a dead line, or why none can go; None where one grid has none."""
+        self.choices += 1
         number = min(touched)
         if number < 0:
             touched.discard(number)
