@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # for type checkers; at run time _PLACES says where
+    from onnx_compress.compare import compare as verify  # noqa: TC004
     from onnx_compress.inspect import inspect as inspect  # noqa: TC004
     from onnx_compress.pipeline import Compressed as Compressed  # noqa: TC004
-    from onnx_compress.pipeline import compare as verify  # noqa: TC004
     from onnx_compress.pipeline import compress as compress  # noqa: TC004
 
     __version__: str
@@ -24,7 +24,7 @@ _PLACES = {
     "Compressed": ("pipeline", "Compressed"),
     "compress": ("pipeline", "compress"),
     "inspect": ("inspect", "inspect"),
-    "verify": ("pipeline", "compare"),
+    "verify": ("compare", "compare"),
 }
 
 

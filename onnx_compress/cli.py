@@ -29,6 +29,17 @@ app = typer.Typer(
     help="Makes a trained ONNX model smaller and faster, and proves that it still works.",
     epilog="The first form is usual: onnx-compress IN OUT --passes SPEC. Its options: onnx-compress run --help",
 )
+SHARED = ("data", "preprocess", "input_shapes", "samples")  # words of run, verify and inspect
+MEASURED = (
+    "eval",
+    "metric",
+    "max_drop",
+    "min_sqnr",
+    "min_speedup",
+    "threads",
+    "batch",
+    "seed",
+)  # of run and verify
 COMMANDS = ("run", "inspect", "verify", "pack", "unpack", "passes")
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One pass.")]
 Source = Annotated[str, typer.Argument(metavar="IN", help="The model to compress.")]
@@ -96,6 +107,7 @@ def _root(
 
 @app.command()
 def run(
+    context: typer.Context,
     source: Source,
     out: Out,
     passes: o.Spec = None,
@@ -103,7 +115,7 @@ def run(
     freeze_inputs: o.FreezeInputs = False,
     data: o.DataPath = None,
     preprocess: o.Preprocess = None,
-    eval_: o.EvalPath = None,
+    eval: o.EvalPath = None,
     metric: o.Metric = "top1",
     max_drop: o.MaxDrop = None,
     min_sqnr: o.MinSqnr = None,
@@ -131,30 +143,11 @@ def run(
     from onnx_compress.target import Target, check_place
 
     asked = _recipe(passes, recipe)
-    inputs = [data, eval_, decisions, recipe]
+    inputs = [data, eval, decisions, recipe]
     reports = _report_places(report or [], [source, out, *inputs])
-    arguments = {
-        "source": source,
-        "passes": asked,
-        "keywords": {
-            "data": data,
-            "eval": eval_,
-            "preprocess": preprocess,
-            "metric": metric,
-            "max_drop": max_drop,
-            "min_sqnr": min_sqnr,
-            "min_speedup": min_speedup,
-            "input_shapes": parse_shapes(input_shapes or []) or None,
-            "decisions": decisions,
-            "threads": threads,
-            "batch": batch,
-            "samples": samples,
-            "seed": seed,
-            "verify": not no_verify,
-            "freeze_inputs": freeze_inputs,
-            "detail": _detailed(reports),
-        },
-    }
+    keywords = _given(context, *SHARED, *MEASURED, "decisions", "freeze_inputs")
+    keywords |= {"verify": not no_verify, "detail": _detailed(reports)}
+    arguments = {"source": source, "passes": asked, "keywords": keywords}
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
     job = "onnx_compress.worker:compress_to"
     with catch_signals() as signals, _reported(reports, json=json):
@@ -172,11 +165,12 @@ def run(
 
 @app.command()
 def verify(
+    context: typer.Context,
     a: ModelA,
     b: ModelB,
     data: o.DataPath = None,
     preprocess: o.Preprocess = None,
-    eval_: o.EvalPath = None,
+    eval: o.EvalPath = None,
     metric: o.Metric = "top1",
     max_drop: o.MaxDrop = None,
     min_sqnr: o.MinSqnr = None,
@@ -197,34 +191,19 @@ def verify(
     """Compare two models: agreement, metric, latency; with --layers, where they part."""
     from onnx_compress.supervise import catch_signals
 
-    reports = _report_places(report or [], [a, b, data, eval_])
-    arguments = {
-        "before": a,
-        "after": b,
-        "data": data,
-        "eval": eval_,
-        "preprocess": preprocess,
-        "metric": metric,
-        "max_drop": max_drop,
-        "min_sqnr": min_sqnr,
-        "min_speedup": min_speedup,
-        "input_shapes": parse_shapes(input_shapes or []) or None,
-        "threads": threads,
-        "batch": batch,
-        "samples": samples,
-        "seed": seed,
-        "detail": _detailed(reports),
-        "layers": layers,
-    }
+    reports = _report_places(report or [], [a, b, data, eval])
+    arguments = {"before": a, "after": b, "detail": _detailed(reports)}
+    arguments |= _given(context, *SHARED, *MEASURED, "layers")
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
     with catch_signals() as signals, _reported(reports, json=json):
-        found = _work("onnx_compress.pipeline:compare", arguments, limits, signals)
+        found = _work("onnx_compress.compare:compare", arguments, limits, signals)
     found = {**found, "output": b, "recipe": None}
     _deliver(found, reports, json=json, quiet=quiet)
 
 
 @app.command()
 def inspect(
+    context: typer.Context,
     model: Model,
     data: o.DataPath = None,
     preprocess: o.Preprocess = None,
@@ -244,16 +223,7 @@ def inspect(
     """
     from onnx_compress.supervise import catch_signals
 
-    arguments = {
-        "model": model,
-        "data": data,
-        "preprocess": preprocess,
-        "input_shapes": parse_shapes(input_shapes or []) or None,
-        "freeze_inputs": freeze_inputs,
-        "samples": samples,
-        "self_test": self_test,
-        "sensitivity": sensitivity,
-    }
+    arguments = _given(context, "model", *SHARED, "freeze_inputs", "self_test", "sensitivity")
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=json)
     with catch_signals() as signals:
         found = _work("onnx_compress.inspect:inspect", arguments, limits, signals)
@@ -345,6 +315,12 @@ def passes(name: Name = None, json: o.Json = False) -> None:
         show(to_json({"passes": found}))
         return
     show(passes_text(found, **terminal()))
+
+
+def _given(context: typer.Context, *names: str) -> dict[str, Any]:
+    """What was typed for the options `names`, as the functions behind the commands call them."""
+    given = {name: context.params[name] for name in names}
+    return given | {"input_shapes": parse_shapes(given["input_shapes"] or []) or None}
 
 
 def parse_shapes(words: Sequence[str]) -> dict[str, tuple[int, ...]]:

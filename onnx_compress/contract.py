@@ -56,7 +56,7 @@ def _identity(model: Model) -> Model:
     return model
 
 
-def _silent(done: int, total: int, what: str) -> None:
+def silent(done: int, total: int, what: str) -> None:
     """Progress goes nowhere."""
 
 
@@ -76,7 +76,7 @@ class Job:
     seed: int
     clock: Clock
     finish: Callable[[Model], Model] = _identity
-    progress: Callable[[int, int, str], None] = _silent
+    progress: Callable[[int, int, str], None] = silent
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     batch: int = 1
     warnings: list[str] = field(default_factory=list)

@@ -6,7 +6,7 @@ import os
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
-from onnx_compress.contract import Job
+from onnx_compress.contract import Job, silent
 from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.cost import cost
@@ -45,10 +45,6 @@ QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "Mat
 QUANTIZED |= {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM"}
 
 
-def _silent(_done: int, _total: int, _what: str) -> None:
-    """Progress goes nowhere."""
-
-
 def inspect(
     model: str | os.PathLike[str] | Model,
     *,
@@ -59,7 +55,7 @@ def inspect(
     samples: int = 512,
     self_test: bool = False,
     sensitivity: str | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """Layers, channel units and cost of a model, and what each known pass could do with it and why not.
 

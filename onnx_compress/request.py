@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,13 @@ from onnx_compress.verify import Limits, check_targets, metric
 if TYPE_CHECKING:
     from onnx_compress.contract import Pass
     from onnx_compress.verify import Score
+
+
+NO_WORDS = (
+    "model",
+    "passes",
+    "detail",
+)  # the report has the first two already; an HTML report asks for the third
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,20 @@ class Request:
     verify: bool = True
     freeze_inputs: bool = False
     detail: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What was not left at its default, as plain words; data that is no path has none."""
+        blank = Request(None, None)
+        given = {}
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.name in NO_WORDS or value == getattr(blank, entry.name):
+                continue
+            value = str(value) if isinstance(value, os.PathLike) else value
+            if isinstance(value, str | int | float | dict):
+                given[entry.name] = value
+        return given
 
     @property
     def limits(self) -> Limits:

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from onnx_compress import cli
+from onnx_compress.compare import compare
 from onnx_compress.model.document import Model
-from onnx_compress.pipeline import compare
 from onnx_compress.report import words
 from onnx_compress.report.html import to_html
 from onnx_compress.report.markdown import to_markdown

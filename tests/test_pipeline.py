@@ -22,10 +22,10 @@ import pytest
 
 import onnx_compress
 from onnx_compress import compress
+from onnx_compress.compare import compare
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import CompressError, InputError, LimitError, ThresholdError, UsageError
 from onnx_compress.model.document import Model
-from onnx_compress.pipeline import compare
 from onnx_compress.recipe import option
 from onnx_compress.runtime.machine import physical_cores, products_saturate
 from onnx_compress.runtime.session import Session
@@ -161,7 +161,7 @@ def test_the_report_has_the_words_of_schema_1(model: Path, data: Path, tmp_path:
     found = made.report
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     words = "schema input output recipe seed seconds peak_rss_bytes before after stages passes agreement metric latency"
-    assert [*words.split(), "data", "thresholds", "environment", "warnings", "layers"] == list(found)
+    assert [*words.split(), "data", "thresholds", "environment", "warnings", "layers", "arguments"] == list(found)
     assert (found["schema"], found["input"], found["output"]) == (1, str(model), None)
     totals = {"bytes", "params", "macs", "nodes"}
     assert found["before"].keys() == found["after"].keys() == totals

@@ -51,6 +51,7 @@ class Outcome:
     before: Cost
     after: Cost
     environment: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     peak_rss_bytes: int = 0
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -65,7 +66,7 @@ class Outcome:
 
 
 def report(outcome: Outcome) -> dict[str, Any]:
-    """The report; beside the words of schema 1, `layers` lists the cost of each layer before and after, and what
+    """The report; beside the words of schema 1, `arguments` are those that were not left at their defaults, `layers` lists the cost of each layer before and after, and what
     `onnx_compress.detail` found: each layer's `ms`, the `kernels`, histograms of `weights` and `errors`.
     """
     plain: dict[str, Any] = _plain(
@@ -89,6 +90,7 @@ def report(outcome: Outcome) -> dict[str, Any]:
             "environment": dict(outcome.environment),
             "warnings": list(outcome.warnings),
             "layers": _both(outcome),
+            "arguments": dict(outcome.arguments),
         }
     )
     return plain

@@ -1,0 +1,119 @@
+"""The account of a run: what was asked, what came of it, the seconds of each stage, and the report it ends with."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from onnx_compress.errors import ThresholdError
+from onnx_compress.report.build import DataUsed, Outcome, report
+from onnx_compress.request import Inputs
+from onnx_compress.runtime import machine
+from onnx_compress.stages import cost_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from onnx_compress.model.cost import Cost
+    from onnx_compress.model.document import Model
+    from onnx_compress.proof import Proof
+    from onnx_compress.request import Request, Words
+    from onnx_compress.stages import Stages
+
+    Progress = Callable[[int, int, str], None]
+
+QUANTIZED = {"DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
+
+
+class Watch:
+    """Seconds of each stage, and the progress that is told of them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self._start
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Measures `stage`."""
+        self.progress(0, 1, stage)
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@dataclass
+class Run:
+    """A run as far as it has come. inputs: its data, opened; stages: the model after each stage."""
+
+    request: Request
+    words: Words
+    watch: Watch
+    stages: Stages
+    inputs: Inputs = field(default_factory=Inputs)
+
+
+def close(run: Run, result: Model, proof: Proof) -> dict[str, Any]:
+    """The report of `run`, which made `result`. Raises ThresholdError, with the report, where a limit is missed."""
+    from onnx_compress.proof import blame
+
+    thresholds = proof.verification.thresholds(run.request.limits)
+    missed = [threshold for threshold in thresholds if not threshold.met]
+    # the costliest pass is looked for before the report closes: it takes time too
+    culprit = blame(missed[0], run, proof) if missed and proof.data else ""
+    stages = run.stages
+    feeds = {} if proof.data is None else next(iter(proof.data.batches(1)))
+    first = stages.steps[0].before if stages.steps else cost_of(stages.model, feeds)
+    used = run.inputs.data or proof.data
+    outcome = Outcome(
+        input=str(run.request.model) if stages.models[0][1].source else None,
+        output=None,
+        recipe=run.words.spec,
+        arguments=run.request.arguments,
+        seed=run.request.seed,
+        before=first,
+        after=_after(stages, first, result),
+        environment=machine.environment(),
+        seconds=run.watch.elapsed,
+        peak_rss_bytes=machine.peak_resident(),
+        stages=run.watch.seconds,
+        steps=stages.steps,
+        agreement=proof.verification.agreement,
+        metric=proof.verification.metric,
+        latency=proof.verification.latency,
+        detail=proof.detail,
+        data=DataUsed(used.source, used.samples, used.random) if used else DataUsed(),
+        thresholds=thresholds,
+        warnings=list(dict.fromkeys([*stages.warnings, *_warnings(stages, result, proof)])),
+    )
+    found = report(outcome)
+    if missed:
+        error = ThresholdError(f"{'; '.join(map(str, missed))}{culprit}; nothing was written")
+        error.report = found  # type: ignore[attr-defined]
+        raise error
+    return found
+
+
+def _after(stages: Stages, first: Cost, result: Model) -> Cost:
+    """The cost of the result: that of the last step, and the metadata's bytes."""
+    last = stages.steps[-1].after if stages.steps else first
+    return replace(last, bytes=result.nbytes)
+
+
+def _warnings(stages: Stages, result: Model, proof: Proof) -> Iterator[str]:
+    """What the reader of the report should know."""
+    if proof.data is not None and proof.data.random:
+        yield "there is no --data: agreement is of random inputs and proves little"
+    if proof.verification.latency is not None or any(step.decisions for step in stages.steps):
+        name = machine.environment()["processor"]
+        yield f"timings, and what was decided by them, hold for this processor only ({name})"
+    quantized = any(node.op_type in QUANTIZED for node in result.proto.graph.node)
+    if quantized and machine.products_saturate():
+        yield "8-bit products may saturate on this processor, which has no VNNI; int8:reduce_range=true avoids it"
