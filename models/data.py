@@ -17,10 +17,14 @@ EVALUATION = 2000  # the first test images; both sets come shuffled
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Bytes of a gzipped IDX file in their shape: two zeros, type, rank, then the big-endian sizes."""
-    content = gzip.decompress(path.read_bytes())
+    """What is in a gzipped IDX file."""
+    return parse_idx(gzip.decompress(path.read_bytes()))
+
+
+def parse_idx(content: bytes) -> NDArray[np.uint8]:
+    """Bytes of an IDX file in their shape: two zeros, type, rank, then the big-endian sizes."""
     if content[:3] != b"\x00\x00\x08":
-        message = f"{path} is no IDX file of bytes"
+        message = "no IDX file of bytes"
         raise ValueError(message)
     rank = content[3]
     shape = np.frombuffer(content, ">u4", rank, offset=4)
