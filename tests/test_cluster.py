@@ -19,7 +19,7 @@ from onnx_compress.model.codebook import Codebook, codebook_of, dense_weight, st
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.cluster import Cluster
-from onnx_compress.passes.cluster.kmeans import assign, codebook, kmeans
+from onnx_compress.numerics.kmeans import assign, codebook, kmeans
 from onnx_compress.runtime.agreement import output_error
 from onnx_compress.runtime.data import open_data
 from onnx_compress.runtime.session import Session, input_specs
@@ -157,7 +157,7 @@ def test_many_values_share_bins_as_well_as_apart(monkeypatch: pytest.MonkeyPatch
     """2^16 bins over the range are 2,000 times finer than 32 cells."""
     values = np.random.default_rng(0).standard_normal(30000).astype(np.float32)
     apart = codebook(values, 32)
-    monkeypatch.setattr("onnx_compress.passes.cluster.kmeans.EXACT", 1000)
+    monkeypatch.setattr("onnx_compress.numerics.kmeans.EXACT", 1000)
     binned = codebook(values, 32)
     errors = [float(np.square(values - book[assign(values, book)]).sum()) for book in (apart, binned)]
     assert errors[1] <= errors[0] * 1.01

@@ -119,7 +119,10 @@ class _Count:
         if node.op_type == "Constant":
             scope[node.output[0]] = _constant_node(next(self.keys), node)
             return 0
-        weights = {weight.key: weight for weight in _weights(node, scope) if weight.params}
+        found = list(_weights(node, scope))
+        if node.op_type == "Gather" and _is_clustered(node, scope):
+            found = self._indexed(node, found)
+        weights = {weight.key: weight for weight in found if weight.params}
         if not inner and node.input and all(name in scope for name in node.input if name):
             derived = _Constant(tuple(weights.values()))
             scope.update(dict.fromkeys(node.output, derived))
@@ -136,6 +139,15 @@ class _Count:
             stored = sum(weight.bytes for weight in weights.values())
             self.layers.append(LayerCost(node.name, node.op_type, macs, params, stored))
         return macs + (max(inner, default=0) if node.op_type == "If" else sum(inner))
+
+    def _indexed(self, node: onnx.NodeProto, weights: list[_Weight]) -> list[_Weight]:
+        """The indices of a clustered weight: as many as it has values, however they are packed."""
+        largest = max(weights, key=lambda weight: weight.bytes, default=None)
+        shape = self.shapes.get(node.output[0])
+        if largest is None or shape is None or not all(isinstance(axis, int) for axis in shape):
+            return weights
+        count = math.prod(axis for axis in shape if isinstance(axis, int))
+        return [replace(weight, params=count if weight is largest else 0) for weight in weights]
 
 
 def _constant(key: int, tensor: TensorProto, dims: tuple[int, ...] | None = None) -> _Constant:
@@ -217,4 +229,5 @@ _BITS: dict[int, int] = {
     **dict.fromkeys([TensorProto.UINT8, TensorProto.INT8], 8),
     **dict.fromkeys(range(TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E5M2FNUZ + 1), 8),
     **dict.fromkeys([TensorProto.UINT4, TensorProto.INT4], 4),
+    **dict.fromkeys([TensorProto.UINT2, TensorProto.INT2], 2),
 }

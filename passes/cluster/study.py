@@ -10,7 +10,7 @@ from onnx_compress.model.codebook import Codebook
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.cluster.bias import correct_bias
-from onnx_compress.passes.cluster.kmeans import assign, codebook
+from onnx_compress.numerics.kmeans import assign, codebook
 from onnx_compress.passes.cluster.weights import OVERHEAD, find_weights, replace_dense, replace_stored
 from onnx_compress.runtime.layers import layer_input, weight_from_rows, weight_rows
 from onnx_compress.runtime.observe import observe
