@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.data import Data
 
 # a Decision is made below, by the clock; passes find it here
-__all__ = ["Change", "Decision", "Job", "Pass", "Result", "Skip"]
+__all__ = ["Change", "Curve", "Decision", "Job", "Pass", "Result", "Skip"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,16 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """What was found of `where` on data: errors[i], relative, once the share shares[i] of it (0..1) is gone; `kept` is the share that stays."""
+
+    where: str
+    shares: Sequence[float]
+    errors: Sequence[float]
+    kept: float
+
+
+@dataclass(frozen=True)
 class Result:
     """What a pass returns: the new model, and everything it did and did not do."""
 
@@ -50,6 +60,7 @@ class Result:
     skips: Sequence[Skip] = ()
     decisions: Sequence[Decision] = ()
     warnings: Sequence[str] = ()
+    curves: Sequence[Curve] = ()
 
 
 def _identity(model: Model) -> Model:

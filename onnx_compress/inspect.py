@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.contract import Job, silent
 from onnx_compress.errors import UsageError
-from onnx_compress.model.channels import Channels
 from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model
+from onnx_compress.model.groups import groups
 from onnx_compress.model.prepare import freeze_inputs as freeze
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
-from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes import known_passes
 from onnx_compress.preflight import preflight, shapes_at
 from onnx_compress.runtime.clock import Clock
@@ -106,7 +105,7 @@ def inspect(
         "quantized": any(node.op_type in QUANTIZED for node in proto.graph.node),
         "ms": sum(kernel.ms for kernel in kernels) if kernels else None,
         "layers": _layers(ready.model, total, sizes, kernels),
-        "units": _units(ready.model, shapes),
+        "units": groups(ready.model, shapes),
         "passes": [_survey(kind, ready.model, shapes) for kind in known_passes()],
         "warnings": list(flight.warnings),
     }
@@ -168,29 +167,6 @@ def _layers(
             }
         )
     return found
-
-
-def _units(model: Model, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The kinds of channel units that can go whole, and the weight axes of which none can.
-
-    A kind's `places` are the weight axes ("name[axis]") that a unit of it takes from, with the indices one takes.
-    """
-    units, pinned = Channels(Surgery(model), dict(shapes)).units()
-    kinds: dict[frozenset[tuple[str, int]], list[Any]] = defaultdict(list)
-    for unit in units:
-        kinds[unit.kind].append(unit)
-    return {
-        "kinds": [
-            {
-                "units": len(members),
-                "places": {
-                    f"{name}[{axis}]": len(indices) for (name, axis), indices in members[0].places.items()
-                },
-            }
-            for members in kinds.values()
-        ],
-        "pinned": [{"axis": axis, "why": why} for axis, why in pinned.items()],
-    }
 
 
 def _survey(kind: type[Pass], model: Model, shapes: Mapping[str, Shape]) -> dict[str, Any]:

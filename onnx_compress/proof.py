@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.detail import Side, try_detail
+from onnx_compress.model.groups import groups
+from onnx_compress.model.shapes import infer
 from onnx_compress.preflight import first_feeds
 from onnx_compress.runtime.agreement import batch_rows
 from onnx_compress.runtime.data import random_data
@@ -45,6 +47,9 @@ def prove(run: Run, result: Model, feeds: Mapping[str, Array]) -> Proof:
     after = Side(result, run.stages.steps[-1].after.layers)
     found, warnings = try_detail(before, after, proof.data, feeds, threads=run.words.clock.threads)
     run.stages.warnings += warnings
+    if found is not None:
+        seen = run.stages.models[:2][-1][1]  # what passes saw: the prepared model, where there is one
+        found["channels"] = groups(seen, infer(seen))
     return replace(proof, detail=found)
 
 

@@ -89,6 +89,7 @@ def run_passes(passes: Sequence[Pass], stages: Stages, line: Line) -> None:
             result.changes,
             result.skips,
             decisions,
+            result.curves,
         )
         stages.warnings += [*job.warnings, *result.warnings]
         stages.steps.append(step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from importlib import util
@@ -17,9 +18,11 @@ import pytest
 
 from onnx_compress import cli
 from onnx_compress.errors import UsageError
+from onnx_compress.inspect import inspect
 from onnx_compress.report import words
-from onnx_compress.report.charts import costly
-from onnx_compress.report.html import check_installed, to_html
+from onnx_compress.report.charts import costly, curve
+from onnx_compress.report.html import _command, check_installed, to_html
+from onnx_compress.request import Request
 from onnx_compress.runtime.profile import Kernel, by_layer
 
 if TYPE_CHECKING:
@@ -82,6 +85,52 @@ def test_json_has_what_the_charts_draw(made: tuple[Path, dict[str, Any]]) -> Non
         for side in ("before", "after"):
             assert sum(item[side]["counts"]) == np.prod(item[side]["shape"])
     assert sum(layers["errors"][0]["counts"]) == 64 * 10
+
+
+def test_the_page_says_how_the_run_is_made_again(made: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """The command on the page, typed, gives a run with the same arguments."""
+    page, report = made[0].read_text(encoding="utf-8"), made[1]
+    found = re.search(r"<h2>Make it again</h2>\s*<div class=\"card\"><pre>(.*?)</pre>", page, re.DOTALL)
+    assert found is not None
+    words = shlex.split(html.unescape(found[1]))
+    assert words[:2] == ["onnx-compress", str(MODELS / "fashion_lstm.onnx")]
+    words[2] = str(tmp_path / "again.onnx")
+    again = tmp_path / "again.json"
+    assert cli.main([*words[1:], "--no-verify", "-q", "--report", str(again)]) == 0
+    expected = {**report["arguments"], "verify": False}
+    assert json.loads(again.read_text(encoding="utf-8"))["arguments"] == expected
+
+
+def test_every_argument_is_in_the_command() -> None:
+    """What `Request.arguments` gives is words that `run` takes, with its values."""
+    given: dict[str, Any] = {
+        "data": "a b.npz",
+        "max_drop": 0.5,
+        "input_shapes": {"x:0": (1, 3)},
+        "freeze_inputs": True,
+    }
+    asked = Request("in.onnx", "int8", **given, verify=False, detail=True, seed=0, threads=None)
+    command = _command({"input": "in.onnx", "recipe": "int8", "arguments": asked.arguments})
+    assert command == (
+        "onnx-compress in.onnx OUT.onnx --passes int8 --input-shapes x:0:1,3 --no-verify "
+        "--data 'a b.npz' --max-drop 0.5 --freeze-inputs"
+    )
+
+
+def test_page_shows_the_channels_that_go_together(made: tuple[Path, dict[str, Any]]) -> None:
+    page, report = text_of(made[0].read_text(encoding="utf-8")), made[1]
+    channels = report["layers"]["channels"]
+    assert channels == inspect(MODELS / "fashion_lstm.onnx")["units"]
+    assert all(place in page for kind in channels["kinds"] for place in kind["places"])
+    assert all(item["why"] in page for item in channels["pinned"])
+
+
+def test_a_curve_is_drawn_with_its_mark() -> None:
+    """The mark is at the measured share nearest to what went."""
+    drawn = [curve((0, 0.5, 0.9), (0, 0.01, 0.5), gone, "salt") for gone in (0.0, 0.5, 0.6, 1.0)]
+    assert len(set(drawn)) == 3
+    assert drawn[1] == drawn[2]
+    assert "var(--after)" in drawn[0]
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")

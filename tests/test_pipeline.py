@@ -161,7 +161,9 @@ def test_the_report_has_the_words_of_schema_1(model: Path, data: Path, tmp_path:
     found = made.report
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     words = "schema input output recipe seed seconds peak_rss_bytes before after stages passes agreement metric latency"
-    assert [*words.split(), "data", "thresholds", "environment", "warnings", "layers", "arguments"] == list(found)
+    assert [*words.split(), "data", "thresholds", "environment", "warnings", "layers", "arguments"] == list(
+        found
+    )
     assert (found["schema"], found["input"], found["output"]) == (1, str(model), None)
     totals = {"bytes", "params", "macs", "nodes"}
     assert found["before"].keys() == found["after"].keys() == totals
@@ -169,7 +171,17 @@ def test_the_report_has_the_words_of_schema_1(model: Path, data: Path, tmp_path:
     assert found["before"]["macs"] == 48
     prepare, scale = found["passes"]
     assert prepare["name"] == "prepare"
-    assert scale.keys() == {"name", "options", "seconds", "before", "after", "changes", "skips", "decisions"}
+    assert scale.keys() == {
+        "name",
+        "options",
+        "seconds",
+        "before",
+        "after",
+        "changes",
+        "skips",
+        "decisions",
+        "curves",
+    }
     assert scale["changes"] == [
         {"node": "matmul", "what": "scale", "before": "1", "after": "2", "error": 0.0}
     ]

@@ -29,6 +29,7 @@ class Step:
     changes: Sequence[Any] = ()
     skips: Sequence[Any] = ()
     decisions: Sequence[Any] = ()
+    curves: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Outcome:
 
 def report(outcome: Outcome) -> dict[str, Any]:
     """The report; beside the words of schema 1, `arguments` are those that were not left at their defaults, `layers` lists the cost of each layer before and after, and what
-    `onnx_compress.detail` found: each layer's `ms`, the `kernels`, histograms of `weights` and `errors`.
+    `onnx_compress.detail` found: each layer's `ms`, the `kernels`, histograms of `weights` and `errors`, and the `channels`
+    that go together.
     """
     plain: dict[str, Any] = _plain(
         {
@@ -109,6 +111,7 @@ def _step(step: Step) -> dict[str, Any]:
             _fields(decision, "node", "what", "value", "kept", "ratio", "low", "high")
             for decision in step.decisions
         ],
+        "curves": [_fields(curve, "where", "shares", "errors", "kept") for curve in step.curves],
     }
 
 
@@ -127,7 +130,7 @@ def _both(outcome: Outcome) -> dict[str, Any]:
     for side in ("before", "after"):
         times = outcome.detail["ms"][side]
         layers[side] = [{**layer, "ms": times.get(layer["name"])} for layer in layers[side]]
-    return layers | {key: outcome.detail[key] for key in ("kernels", "weights", "errors")}
+    return layers | {key: outcome.detail[key] for key in ("kernels", "weights", "errors", "channels")}
 
 
 def _layers(cost: Cost) -> list[dict[str, Any]]:

@@ -75,6 +75,20 @@ def histogram(low: float, high: float, sides: Sequence[Sequence[int]], salt: str
         return _svg(figure)
 
 
+def curve(shares: Sequence[float], errors: Sequence[float], gone: float, salt: str) -> str:
+    """Error against the share that is gone, in percent, and a mark at what went; errors are drawn by their square root."""
+    with _drawing(salt) as figure_of:
+        figure, axes = figure_of(2.5, 1.25)
+        axes.plot([100 * share for share in shares], list(errors), color=_BEFORE, linewidth=1.4)
+        nearest = min(range(len(shares)), key=lambda place: abs(shares[place] - gone))
+        axes.plot([100 * shares[nearest]], [errors[nearest]], "o", color=_AFTER, markersize=4)
+        axes.set_xticks([0, 50, 100], ["0", "50", "100 %"])
+        axes.set_yticks([0, max(errors)], ["0", _tick(max(errors))])
+        axes.set_ylim(0, 1.08 * max(errors) or 1)
+        axes.tick_params(length=2, labelsize=7)
+        return _svg(figure)
+
+
 def costly(report: dict[str, Any], key: str) -> list[tuple[str, float, float]]:
     """(layer, before, after) of the layers with most of `key` on either side, in graph order.
 

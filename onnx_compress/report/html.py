@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 POOR = 10.0  # dB: a tenth of the outputs' energy is error
+CURVES = 24  # drawn for a pass: the steepest
+KINDS = 200  # kinds of channels in the table
+NAMED = 5  # axes named beside the reason that pins them
 ROWS = 4000  # changes, skips and decisions in the table; the JSON report has all
 
 
@@ -59,6 +62,8 @@ def to_html(report: dict[str, Any]) -> str:
             hurting=hurting(report, 30),
             charts=list(_layers(report)),
             weights=_weights(report),
+            curves=list(_curves(report)),
+            channels=_channels(report),
             agreement=_agreement(report),
             rows=rows[:ROWS],
             omitted=max(0, len(rows) - ROWS),
@@ -180,6 +185,35 @@ def _weights(report: dict[str, Any]) -> list[tuple[str, str, str]]:
     return found
 
 
+def _curves(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(place, note, drawing) of the places whose curves rise highest, for each pass that measured some."""
+    from onnx_compress.report.charts import curve
+
+    for step in report.get("passes") or []:
+        ranked = sorted(step.get("curves") or [], key=lambda item: -max(item["errors"], default=0))
+        for place, item in enumerate(ranked[:CURVES]):
+            note = f"{step['name']}: {100 * item['kept']:.0f} % stays"
+            salt = f"{step['name']}{place}"
+            yield plain(item["where"]), note, curve(item["shares"], item["errors"], 1 - item["kept"], salt)
+
+
+def _channels(report: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
+    """Rows of the kinds of units, largest first, and of what is pinned, by its reason."""
+    found = report["layers"].get("channels") or {"kinds": [], "pinned": []}
+    kinds = sorted(found["kinds"], key=lambda kind: -kind["units"] * len(kind["places"]))
+    rows: list[tuple[str, ...]] = [
+        (amount(kind["units"]), ", ".join(f"{plain(at)} ×{taken}" for at, taken in kind["places"].items()))
+        for kind in kinds
+    ]
+    axes: dict[str, list[str]] = {}
+    for item in found["pinned"]:
+        axes.setdefault(plain(item["why"]), []).append(plain(item["axis"]))
+    pinned: list[tuple[str, ...]] = [
+        (why, str(len(names)), ", ".join(names[:NAMED])) for why, names in axes.items()
+    ]
+    return {"kinds": rows[:KINDS], "pinned": pinned}
+
+
 def _agreement(report: dict[str, Any]) -> list[dict[str, Any]]:
     from onnx_compress.report.charts import histogram
 
@@ -224,11 +258,15 @@ def _command(report: dict[str, Any]) -> str:
     source, target = (
         str(report.get(key) or word) for key, word in (("input", "IN.onnx"), ("output", "OUT.onnx"))
     )
-    data = report.get("data") or {}
+    given = dict(report.get("arguments") or {})
     if report.get("recipe") is None:
         words = ["onnx-compress", "verify", source, target]
     else:
         words = ["onnx-compress", source, target, "--passes", report["recipe"]]
-    if data.get("source") and not data.get("random"):
-        words += ["--data", data["source"], "--samples", str(data["samples"])]
-    return plain(shlex.join([*words, "--seed", str(report.get("seed") or 0)]))
+    for name, shape in (given.pop("input_shapes", None) or {}).items():
+        words += ["--input-shapes", f"{name}:{','.join(map(str, shape))}"]
+    words += ["--no-verify"] if given.pop("verify", True) is False else []
+    for name, value in given.items():
+        option = "--" + name.replace("_", "-")
+        words += [option] if value is True else [option, str(value)]
+    return plain(shlex.join(words))
