@@ -11,12 +11,14 @@ from channel_cases import parse
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
+from onnx_compress.model.channels import Unit
 from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.passes.prune import Prune
 from onnx_compress.passes.prune.allocate import counts
+from onnx_compress.passes.prune.cost import Macs, Measure, Params, after, saved
 from onnx_compress.runtime.agreement import output_error
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
@@ -113,6 +115,24 @@ def test_exclude_leaves_a_node_alone(model: Model, data: Data) -> None:
     last = model.proto.graph.node[-1].input[1]
     shapes = {t.name: list(t.dims) for t in result.model.proto.graph.initializer}
     assert shapes[last] == next(list(t.dims) for t in model.proto.graph.initializer if t.name == last)
+
+
+def test_what_is_saved_is_the_difference_that_removal_makes() -> None:
+    """Against removing each number of units on its own; the units share indices, so that savings do not add up."""
+    rng = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"w1": (12, 9), "w2": (4, 12)}
+    units = [
+        Unit(
+            frozenset([number]),
+            {("w1", 0): rng.choice(11, 2), ("w2", 1): rng.choice(11, 3), ("w1", 1): rng.choice(8, 1)},
+        )
+        for number in range(6)
+    ]
+    numbers = [0, 1, 3, 6]
+    measures: list[Measure] = [Params(shapes), Macs(shapes, {"w1": 70, "w2": 300})]
+    for measure in measures:
+        expected = [after(measure, ()) - after(measure, units[:count]) for count in numbers]
+        np.testing.assert_allclose(saved(measure, units, numbers), expected)
 
 
 @pytest.mark.parametrize(("size", "multiple"), [(16, 8), (10, 4), (5, 8), (64, 1)])

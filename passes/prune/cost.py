@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,12 +18,22 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
-class Measure(Protocol):
-    """Something that a budget bounds: how much of it is left once the union of `units` is gone."""
+Gone = Mapping[
+    tuple[str, int], Any
+]  # (weight, axis) -> how many of its indices go: one number, or an array of them
 
-    def after(self, units: Iterable[Unit]) -> float:
-        """Multiply-adds, parameters or milliseconds."""
+
+class Measure(Protocol):
+    """Something that a budget bounds: multiply-adds, parameters or milliseconds."""
+
+    def of(self, gone: Gone) -> Any:
+        """What is left of it: one number, or one for each entry of the arrays in `gone`."""
         ...
+
+
+def after(measure: Measure, units: Iterable[Unit]) -> float:
+    """How much of it is left once the union of `units` is gone."""
+    return float(measure.of(removed(units)))
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,9 @@ class Macs:
     shapes: dict[str, tuple[int, ...]]
     macs: dict[str, int]
 
-    def after(self, units: Iterable[Unit]) -> float:
-        """Multiply-adds: each weight's own, times the share of the weight that stays."""
-        left = shares(self.shapes, units)
+    def of(self, gone: Gone) -> Any:
+        """Each weight's own multiply-adds, times the share of the weight that stays."""
+        left = shares(self.shapes, gone)
         return sum(work * left.get(name, 1.0) for name, work in self.macs.items())
 
 
@@ -44,16 +55,16 @@ class Params:
 
     shapes: dict[str, tuple[int, ...]]
 
-    def after(self, units: Iterable[Unit]) -> float:
-        """Parameters."""
-        left = shares(self.shapes, units)
+    def of(self, gone: Gone) -> Any:
+        """Elements of all weights."""
+        left = shares(self.shapes, gone)
         return sum(float(np.prod(shape)) * left.get(name, 1.0) for name, shape in self.shapes.items())
 
 
-def shares(shapes: dict[str, tuple[int, ...]], units: Iterable[Unit]) -> dict[str, float]:
+def shares(shapes: dict[str, tuple[int, ...]], gone: Gone) -> dict[str, Any]:
     """The share of each weight that stays, where some of it goes."""
-    found: dict[str, float] = {}
-    for (name, axis), count in removed(units).items():
+    found: dict[str, Any] = {}
+    for (name, axis), count in gone.items():
         found[name] = found.get(name, 1.0) * (1 - count / shapes[name][axis])
     return found
 
@@ -69,5 +80,23 @@ def removed(units: Iterable[Unit]) -> dict[tuple[str, int], int]:
 
 def saved(measure: Measure, units: Sequence[Unit], counts: Sequence[int]) -> Array:
     """What removing the first `counts[i]` of `units` alone saves."""
-    whole = measure.after(())
-    return np.array([whole - measure.after(units[:count]) for count in counts])
+    gone = {place: taken[list(counts)] for place, taken in progress(units).items()}
+    return measure.of({}) - measure.of(gone) * np.ones(len(counts))
+
+
+def progress(units: Sequence[Unit]) -> dict[tuple[str, int], Array]:
+    """How many indices of each weight axis the first 0, 1, 2... of `units` take together.
+
+    Each index counts where it is first met, so the whole takes one sort an axis.
+    """
+    pieces: dict[tuple[str, int], list[tuple[int, Array]]] = {}
+    for number, unit in enumerate(units):
+        for place, indices in unit.places.items():
+            pieces.setdefault(place, []).append((number, indices))
+    found = {}
+    for place, parts in pieces.items():
+        owner = np.repeat([number for number, _ in parts], [len(indices) for _, indices in parts])
+        _, first = np.unique(np.concatenate([indices for _, indices in parts]), return_index=True)
+        fresh = np.bincount(owner[first], minlength=len(units))
+        found[place] = np.concatenate([[0], np.cumsum(fresh)])
+    return found

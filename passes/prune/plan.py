@@ -17,7 +17,7 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import Choice, counts
 from onnx_compress.passes.prune.consumers import Consumer, consumers
-from onnx_compress.passes.prune.cost import Macs, Measure, Params, saved
+from onnx_compress.passes.prune.cost import Macs, Measure, Params, after, saved
 from onnx_compress.passes.prune.criteria import CRITERIA, DATA_FREE, Criterion
 from onnx_compress.passes.prune.criteria.context import Context
 from onnx_compress.passes.prune.cut import Repair, cut
@@ -61,7 +61,7 @@ class Plan:
 
     def left(self, units: list[Unit]) -> float:
         """The fraction of what is measured that stays."""
-        return self.measure.after(units) / max(self.measure.after(()), 1e-12)
+        return after(self.measure, units) / max(after(self.measure, ()), 1e-12)
 
 
 def make_plan(

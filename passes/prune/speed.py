@@ -9,18 +9,17 @@ import numpy as np
 import onnx
 
 from onnx_compress.errors import CompressError
-from onnx_compress.passes.prune.cost import removed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from onnx_compress.contract import Job
-    from onnx_compress.model.channels import Unit
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
     from onnx_compress.passes.prune.consumers import Consumer
+    from onnx_compress.passes.prune.cost import Gone
 
     Array = NDArray[Any]
 
@@ -36,11 +35,13 @@ class Table:
     inner: Array
     outer: Array
 
-    def at(self, inner: float, outer: float) -> float:
+    def at(self, inner: Any, outer: Any) -> Any:
         """With these shares of its input and output channels left."""
         points = POINTS[::-1]
-        return self.whole * float(
-            np.interp(inner, points, self.inner[::-1]) * np.interp(outer, points, self.outer[::-1])
+        return (
+            self.whole
+            * np.interp(inner, points, self.inner[::-1])
+            * np.interp(outer, points, self.outer[::-1])
         )
 
 
@@ -51,9 +52,8 @@ class Milliseconds:
     tables: dict[str, Table]
     readers: dict[str, Consumer]
 
-    def after(self, units: Iterable[Unit]) -> float:
+    def of(self, gone: Gone) -> Any:
         """Milliseconds of all layers."""
-        gone = removed(units)
         total = 0.0
         for name, table in self.tables.items():
             reader = self.readers[name]
