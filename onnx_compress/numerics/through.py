@@ -45,6 +45,7 @@ class Fit:
 
     After no round it is the plain least-squares fit. bias: whether b may be other than `shift`.
     λ = (damping + scarcity · K/n) · tr(G)/K for n columns: few of them hold the weight closer to W0 = `prior`.
+    gram (groups, K, K), not centred, and mean (groups, K) are those of x, from `plain` on.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class Fit:
             cross += np.matmul(piece.x.swapaxes(1, 2), aim)
             first += piece.x.sum(1, dtype=np.float64)
             first_y += aim.sum(1, dtype=np.float64)
-        self._count, self._mean = max(count, 1), first / max(count, 1)
+        self._count, self.mean = max(count, 1), first / max(count, 1)
         level = self._damping + self._scarcity * inputs / self._count
-        self._grams = [
-            self._centred(part / self._count, mean) for part, mean in zip(gram, self._mean, strict=True)
+        self.grams = [
+            self._centred(part / self._count, mean) for part, mean in zip(gram, self.mean, strict=True)
         ]
-        self._factors = [cholesky(part, level)[0] for part in self._grams]
+        self._factors = [cholesky(part, level)[0] for part in self.grams]
         self._solve(cross, first_y)
 
     def round(self, pieces: Iterable[Piece], clamp: Clamp) -> None:
@@ -98,8 +99,8 @@ class Fit:
     def _solve(self, cross: Array, first_y: Array) -> None:
         """W = W0 + (Cᵀ − W0 G)(G + λI)⁻¹, on centred inputs where there is a bias: b = ȳ − W x̄."""
         weight, shift = np.empty(self.prior.shape), np.array(self.shift, np.float64)
-        for group, (gram, factor) in enumerate(zip(self._grams, self._factors, strict=True)):
-            mean, mean_y = self._mean[group], first_y[group] / self._count
+        for group, (gram, factor) in enumerate(zip(self.grams, self._factors, strict=True)):
+            mean, mean_y = self.mean[group], first_y[group] / self._count
             products = cross[group] / self._count - np.outer(mean, mean_y if self._bias else shift[group])
             prior = self.prior[group]
             weight[group] = prior + cho_solve(factor, products - gram @ prior.T).T

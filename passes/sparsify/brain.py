@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.numerics.leastsquares import refit
+from onnx_compress.numerics.masked import refit_rows, refit_work
 from onnx_compress.numerics.rounding import inverse_factor
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+
+__all__ = ["DAMPING", "WORK", "Inputs", "refit_rows", "refit_work", "scores", "sweep"]
 
 DAMPING = 1e-3
 WORK = 2e11  # multiply-adds of a layer's refit row by row, beyond which the sweep's own update is the repair
@@ -94,24 +96,3 @@ def sweep(
             errors[..., at - start] = error
         left[..., end:] -= errors @ upper[:, start:end, end:]
     return np.where(keep, left, 0.0), keep
-
-
-def refit_rows(rows: Array, keep: Array, gram: Array) -> Array:
-    """The weight (groups, N, K) on the entries of `keep` alone whose output is nearest to that of `rows`.
-
-    Each row has its own least squares; rows with one mask share it.
-    """
-    result = np.zeros(rows.shape)
-    for group, (weight, mask) in enumerate(zip(rows, keep, strict=True)):
-        masks, which = np.unique(np.packbits(mask, axis=1), axis=0, return_inverse=True)
-        which = which.reshape(-1)
-        for number in range(len(masks)):
-            members = np.flatnonzero(which == number)
-            stay = np.flatnonzero(mask[members[0]])
-            result[group][np.ix_(members, stay)] = refit(weight[members], gram[group], stay, DAMPING)
-    return result
-
-
-def refit_work(keep: Array) -> float:
-    """Multiply-adds of `refit_rows`, one mask a row."""
-    return float((keep.sum(axis=2, dtype=np.float64) ** 3).sum() / 3)
