@@ -7,24 +7,27 @@ layer's output is added to a shortcut, the target is the original's sum less tod
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.numerics.cp import cp_factors
+from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale
+from onnx_compress.numerics.spatial import spatial_factors
+from onnx_compress.numerics.tucker import tucker_factors
 from onnx_compress.passes.svd.factors import Factors
-from onnx_compress.passes.svd.lowrank import balanced, decompose, energy
-from onnx_compress.passes.svd.spatial import spatial_factors
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
+    from onnx_compress.numerics.lowrank import LowRank
+    from onnx_compress.passes.svd.forms import Form
     from onnx_compress.passes.svd.layers import Layer
-    from onnx_compress.passes.svd.lowrank import LowRank
     from onnx_compress.runtime.requests import GramStat
 
     Array = NDArray[Any]
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 
 DAMPING = 1e-4  # of the mean diagonal of a Gram matrix: directions that the data hardly shows stay with the plain norm
 SHRINKAGE = 0.02  # of the same, times inputs over columns: few samples say little about many inputs
+CP_EFFORT = 4  # sweeps of cp for one of the others: its parts see less of each other
 RIDGE = 1e-2  # of the same: how strongly the target weight is held to the present one
 
 
@@ -51,8 +55,9 @@ class Target:
 class Problem:
     """One layer's least-squares problem: min tr[(W − W̃) G (W − W̃)ᵀ] over factors W̃, and the bias that goes with it.
 
-    weight (groups, N / groups, K): the best dense one; grams (groups, K, K), centred where the layer has a bias to
-    rewrite; count: columns behind them; mean_x (groups, K) and mean_y (groups, N / groups): what the bias must reconcile, None without one.
+    weight (groups, N / groups, K): the best dense one; grams (groups, K, K), or (groups, K) their diagonals, centred where the
+    layer has a bias to rewrite; count: columns behind them; mean_x (groups, K) and mean_y (groups, N / groups): what the
+    bias must reconcile, None without one.
     """
 
     weight: Array
@@ -60,23 +65,44 @@ class Problem:
     mean_x: Array | None = None
     mean_y: Array | None = None
     count: int = 0
+    _metrics: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
+
+    def gram(self, group: int) -> Array | None:
+        """The Gram matrix of one group's input."""
+        return None if self.grams is None else self.grams[group]
 
     def metric(self, group: int) -> Array | None:
-        """The damped Gram matrix of one group."""
+        """The damped Gram matrix of one group: what factors are fitted by."""
         if self.grams is None:
             return None
-        return damped(self.grams[group], max(DAMPING, SHRINKAGE * scarcity(self.weight, self.count)))
+        if group not in self._metrics:
+            share = max(DAMPING, SHRINKAGE * scarcity(self.weight, self.count))
+            self._metrics[group] = damped(self.grams[group], share)
+        return self._metrics[group]
 
     @cached_property
     def parts(self) -> list[LowRank]:
         """The low-rank decomposition of each group, good for every rank."""
         return [decompose(weight, self.metric(group)) for group, weight in enumerate(self.weight)]
 
+    @cached_property
+    def energy(self) -> float:
+        """The energy of the layer's output."""
+        return max(self.lost(np.zeros_like(self.weight)), np.finfo(float).tiny)
+
+    def lost(self, product: Array) -> float:
+        """The squared error of the output with `product` (groups, N / groups, K) for the weight."""
+        rest = self.weight - product
+        return sum(energy(part, self.gram(group)) for group, part in enumerate(rest))
+
 
 def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
     """To keep the layer's own output, on the input described by `stat` (or any input, without)."""
     if stat is None or stat.kind != "full":
         return Problem(layer.weight, None)
+    if len(stat.gram) < layer.groups:  # stacked matrices that all read the same input
+        gram = np.broadcast_to(stat.gram, (layer.groups, *stat.gram.shape[1:]))
+        return Problem(layer.weight, gram, count=stat.count)
     if not layer.shifts:
         return Problem(layer.weight, stat.gram, count=stat.count)
     mean_y = np.einsum("gnk,gk->gn", layer.weight, stat.mean)
@@ -84,23 +110,20 @@ def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
 
 
 def solve(
-    problem: Problem, layer: Layer, method: str, rank: int, start: Factors | None = None, sweeps: int = 2
-) -> Factors:
-    """The factors of `rank` that lose least; start: factors of the same form to begin from."""
-    if method == "svd":
-        pairs = [
-            balanced(*parts.at(rank), problem.metric(group)) for group, parts in enumerate(problem.parts)
-        ]
-        first, second = (np.stack(side) for side in zip(*pairs, strict=True))
-        factors = Factors("svd", first, second)
-    elif method == "dense":
-        factors = Factors("dense", np.zeros(0), problem.weight)
+    problem: Problem, layer: Layer, form: Form, start: Factors | None = None, sweeps: int = 2
+) -> Factors | None:
+    """The factors of this form that lose least, None where cp has none; start: factors of it to begin from."""
+    if form.method == "dense":
+        factors = Factors("dense", (problem.weight,))
     else:
-        filters, gram = problem.weight[0].reshape(layer.filters().shape), problem.metric(0)
-        first, second = spatial_factors(
-            filters, gram, rank, start=None if start is None else start.first, sweeps=sweeps
-        )
-        factors = Factors("spatial", *_balanced_spatial(first, second, gram))
+        found = []
+        for group in range(layer.groups):
+            begin = None if start is None else [part[group] for part in start.parts]
+            parts = _SOLVERS[form.method](problem, layer, form, group, begin, sweeps)
+            if parts is None:
+                return None
+            found.append(parts)
+        factors = Factors(form.method, tuple(np.stack(side) for side in zip(*found, strict=True)))
     if problem.mean_x is None or problem.mean_y is None:
         return factors
     shift = problem.mean_y - np.einsum("gnk,gk->gn", factors.product(), problem.mean_x)
@@ -109,22 +132,69 @@ def solve(
 
 def relative_error(problem: Problem, factors: Factors) -> float:
     """The squared error of the layer's output over its energy, on the samples the problem was posed on."""
-    rest = problem.weight - factors.product()
-    grams = [None] * len(rest) if problem.grams is None else problem.grams
-    lost = sum(energy(part, gram) for part, gram in zip(rest, grams, strict=True))
-    total = sum(energy(part, gram) for part, gram in zip(problem.weight, grams, strict=True))
-    return lost / max(total, np.finfo(float).tiny)
+    return problem.lost(factors.product()) / problem.energy
 
 
-def _balanced_spatial(first: Array, second: Array, gram: Array | None) -> tuple[Array, Array]:
-    rank, channels, height = first.shape
-    n, _, width = second.shape
-    size = channels * height
-    mean = None
-    if gram is not None:
-        mean = np.einsum("ajbj->ab", gram.reshape(size, width, size, width)) / width
-    one, two = balanced(first.reshape(rank, size), second.transpose(0, 2, 1).reshape(-1, rank), mean)
-    return one.reshape(first.shape), two.reshape(n, width, rank).transpose(0, 2, 1)
+def _solve_svd(
+    problem: Problem, _layer: Layer, form: Form, group: int, _start: list[Array] | None, _sweeps: int
+) -> list[Array]:
+    return list(balanced(*problem.parts[group].at(form.rank), problem.metric(group)))
+
+
+def _solve_spatial(
+    problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
+) -> list[Array]:
+    filters, gram = layer.filters(problem.weight, group), problem.metric(group)
+    n, c, height = filters.shape[:3]
+    first, second = spatial_factors(
+        filters.reshape(n, c, height, -1),
+        gram,
+        form.rank,
+        start=None if start is None else start[0],
+        sweeps=sweeps,
+    )
+    size, width = c * height, second.shape[2]
+    mean = None if gram is None else np.einsum("ajbj->ab", gram.reshape(size, width, size, width)) / width
+    scale = even_scale(first.reshape(-1, size), second.transpose(0, 2, 1).reshape(-1, form.rank), mean)
+    second = second / scale[:, None]
+    return [first * scale[:, None, None], second.reshape(n, form.rank, *filters.shape[3:])]
+
+
+def _solve_tucker(
+    problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
+) -> list[Array]:
+    filters, gram = layer.filters(problem.weight, group), problem.metric(group)
+    n, c = filters.shape[:2]
+    first, core, last = tucker_factors(
+        filters.reshape(n, c, -1),
+        gram,
+        form.inner,
+        form.rank,
+        start=None if start is None else start[0],
+        sweeps=sweeps,
+    )
+    taps = core.shape[2]
+    mean = None if gram is None else np.einsum("ajbj->ab", gram.reshape(c, taps, c, taps)) / taps
+    inner = even_scale(first, core.transpose(0, 2, 1).reshape(-1, form.inner), mean)
+    first, core = first * inner[:, None], core / inner[:, None]
+    rows = np.einsum("oit,ic->oct", core, first, optimize=True).reshape(form.rank, -1)
+    outer = even_scale(rows, last, gram)
+    return [first, core * outer[:, None, None], last / outer]
+
+
+def _solve_cp(
+    problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
+) -> list[Array] | None:
+    filters = layer.filters(problem.weight, group)
+    return cp_factors(filters, problem.metric(group), form.rank, start=start, sweeps=CP_EFFORT * sweeps)
+
+
+_SOLVERS: dict[str, Callable[..., list[Array] | None]] = {
+    "svd": _solve_svd,
+    "spatial": _solve_spatial,
+    "tucker2": _solve_tucker,
+    "cp": _solve_cp,
+}
 
 
 def scarcity(weight: Array, count: int) -> float:
@@ -140,8 +210,10 @@ def centred(stat: GramStat) -> Array:
 
 def damped(gram: Array, share: float) -> Array:
     """`gram` with `share` of its mean diagonal added to the diagonal."""
-    size = len(gram)
     least = np.finfo(float).tiny
+    if gram.ndim == 1:
+        return gram + max(share * float(gram.mean()), least)
+    size = len(gram)
     total: Array = gram + max(share * float(np.trace(gram)) / size, least) * np.eye(size)
     return total
 

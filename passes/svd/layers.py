@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Skip
+from onnx_compress.runtime.layers import weight_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-OPS = ("Conv", "Gemm", "MatMul")
-OTHERS = ("ConvTranspose", "Einsum", "LSTM", "GRU", "RNN")  # that have a weight, but no form here yet
+RECURRENT = ("LSTM", "GRU", "RNN")
+OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", *RECURRENT)
+OTHERS = ("Einsum", "DeformConv")  # that have a weight, but no form here
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,12 @@ class Layer:
 
     weight: (groups, N / groups, K) float64, K running over (channel, kernel...); bias: (N,) that its output already has, zero
     where that is not known; shifts: whether the bias may be rewritten; aims: whether weight and bias tell its whole output;
-    kernel: spatial sizes of a Conv, () otherwise; positions: output positions a sample; between: positions of the tensor
-    between a k x 1 and a 1 x k Conv.
+    kernel: spatial sizes of a Conv, () otherwise; positions: output positions a sample (of a ConvTranspose: input positions);
+    sizes: positions of a Conv's input, then after each axis of its kernel was applied.
+
+    The groups are those of a Conv, or the stacked matrices of a MatMul. Of a Gather the matrix is the transposed table, its
+    input a one-hot vector; of a recurrent node the input weights of all gates and directions, of a ConvTranspose the
+    products before they are summed.
     """
 
     node: str
@@ -46,12 +52,11 @@ class Layer:
     shifts: bool
     aims: bool
     positions: int
-    between: int
-    left: bool = False
+    sizes: tuple[int, ...] = ()
 
     @property
     def groups(self) -> int:
-        """Of a grouped Conv; one of any other layer."""
+        """Of a grouped Conv or a stack of matrices; one of any other layer."""
         return len(self.weight)
 
     @property
@@ -61,22 +66,17 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of one sample."""
-        return self.positions * self.params
-
-    @property
-    def spatial(self) -> bool:
-        """Whether a k x 1 and a 1 x k Conv can take its place."""
-        return len(self.kernel) == 2 and min(self.kernel) > 1 and self.groups == 1
+        """Multiply-adds of one sample; a lookup does none."""
+        return 0 if self.op == "Gather" else self.positions * self.params
 
     @property
     def signature(self) -> tuple[Any, ...]:
         """Equal for layers that do the same work."""
-        return self.op, self.weight.shape, self.kernel, self.positions, self.between
+        return self.op, self.weight.shape, self.kernel, self.positions, self.sizes
 
-    def filters(self) -> Array:
-        """The weight of an ungrouped 2-D Conv as (N, C, kh, kw)."""
-        filters: Array = self.weight[0].reshape(self.weight.shape[1], -1, *self.kernel)
+    def filters(self, weight: Array, group: int) -> Array:
+        """One group of a weight of this layer's shape as (N / groups, C / groups, kernel...)."""
+        filters: Array = weight[group].reshape(weight.shape[1], -1, *self.kernel)
         return filters
 
 
@@ -98,6 +98,10 @@ def find_layers(
             why = why or reason_against(node, users)
             if why is None:
                 layers.append(read_layer(node, shapes))
+                if node.op in RECURRENT:
+                    skips.append(
+                        Skip(node.name, "its recurrent weights are no input of their own: they stay")
+                    )
             elif why:
                 skips.append(Skip(node.name, why))
     return layers, skips
@@ -107,78 +111,130 @@ def reason_against(node: gs.Node, users: Mapping[int, int]) -> str | None:
     """Why `node` is no layer that can be factored: "" where it has no weight at all, None where it can."""
     weight = weight_of(node)
     if weight is None:
-        return "" if node.op == "MatMul" else "its weight is computed in the graph (or already quantized)"
+        return (
+            ""
+            if node.op in ("MatMul", "Gather")
+            else "its weight is computed in the graph (or already quantized)"
+        )
+    if node.op == "Gather" and weight.values.dtype.kind in "iub":
+        return ""  # a list of indices or sizes
     if users[id(weight)] > 1:
         return f"its weight {weight.name!r} is shared with another node"
     if weight.values.dtype.name not in ("float32", "float16", "float64"):
         return f"its weight is {weight.values.dtype.name}"
     if not np.isfinite(weight.values).all():
         return "its weight holds NaN or infinity"
-    if node.op == "MatMul" and weight.values.ndim != 2:
-        return f"its weight has {weight.values.ndim} axes; a matrix is needed"
-    if node.op == "Gemm" and weight is node.inputs[0]:
-        return "the weight is the left operand of a Gemm"
-    if node.op == "Conv" and weight.values.shape[1] * math.prod(weight.values.shape[2:]) == 1:
-        return "one weight an output: nothing to factor"
+    if why := _wrong_form(node, tuple(weight.values.shape)):
+        return why
     n, k = matrix(node).shape[1:]
     if min(n, k) < 4:
         return f"a {n} x {k} matrix is too small to factor"
-    if node.op == "Conv" and node.attrs.get("group", 1) > 1 and len(weight.values) // node.attrs["group"] < 4:
-        return "depthwise: nothing to factor between channels"
     return None
+
+
+def _wrong_form(node: gs.Node, shape: tuple[int, ...]) -> str | None:
+    """Why a weight of this shape cannot be split, by the operator."""
+    if node.op == "Gather":
+        plain = len(shape) == 2 and node.attrs.get("axis", 0) == 0
+        return (
+            None
+            if plain
+            else "no row of a table is looked up: only a matrix gathered along axis 0 is factored"
+        )
+    if node.op == "MatMul" and len(shape) < 2:
+        return f"its weight has {len(shape)} axes; a matrix is needed"
+    if node.op in RECURRENT and name_of(node) == "":
+        return "none of its outputs is used"
+    if node.op.startswith("Conv"):
+        group = node.attrs.get("group", 1)
+        if node.op == "Conv" and math.prod(shape[1:]) == 1:
+            return "one weight an output: nothing to factor"
+        if group > 1 and (shape[0] if node.op == "Conv" else shape[1] * group) // group < 4:
+            return "depthwise: nothing to factor between channels"
+    return None
+
+
+def name_of(node: gs.Node) -> str:
+    """The name of the first output of `node` that is used: what identifies it."""
+    return next((tensor.name for tensor in node.outputs if tensor.name), "")
 
 
 def weight_of(node: gs.Node) -> gs.Constant | None:
     """The constant operand that is the layer's matrix."""
-    candidates = node.inputs[:2] if node.op in ("MatMul", "Gemm") else node.inputs[1:2]
+    candidates = node.inputs[1:2]
+    if node.op in ("MatMul", "Gemm"):
+        candidates = node.inputs[:2]
+    elif node.op == "Gather":
+        candidates = node.inputs[:1] if not isinstance(node.inputs[1], gs.Constant) else []
     constants = [tensor for tensor in candidates if isinstance(tensor, gs.Constant)]
     return constants[0] if len(constants) == 1 else None
 
 
+def source_of(node: gs.Node) -> gs.Tensor:
+    """The tensor that the layer's matrix multiplies (of a Gather: the indices)."""
+    if node.op in RECURRENT or node.op.startswith("Conv"):
+        return node.inputs[0]
+    weight = weight_of(node)
+    return next(tensor for tensor in node.inputs[:2] if tensor is not weight)
+
+
 def is_left(node: gs.Node) -> bool:
-    """Whether the weight of a MatMul stands on the left."""
-    return node.op == "MatMul" and isinstance(node.inputs[0], gs.Constant)
+    """Whether the weight of a MatMul or Gemm stands on the left."""
+    return node.op in ("MatMul", "Gemm") and isinstance(node.inputs[0], gs.Constant)
 
 
 def matrix(node: gs.Node) -> Array:
-    """The layer's matrix as (groups, N / groups, K) float64, Gemm's alpha and transB applied."""
+    """The layer's matrix as (groups, N / groups, K) float64, Gemm's alpha and the transpositions applied."""
     weight = weight_of(node)
     assert weight is not None
     value = np.asarray(weight.values, np.float64)
-    if node.op == "Conv":
-        groups = node.attrs.get("group", 1)
-        return value.reshape(groups, value.shape[0] // groups, -1)
-    if node.op == "Gemm":
-        value = value if node.attrs.get("transB", 0) else value.T
-        return node.attrs.get("alpha", 1.0) * value[None]
-    return value[None] if is_left(node) else value.T[None]
+    if node.op == "Gather":
+        return value.T[None]
+    if node.op in RECURRENT:
+        return value.reshape(1, -1, value.shape[2])
+    if node.op == "MatMul" and value.ndim > 2:
+        stack = value.reshape(-1, *value.shape[-2:])
+        return stack if is_left(node) else stack.swapaxes(1, 2)
+    scale = node.attrs.get("alpha", 1.0) if node.op == "Gemm" else 1.0
+    rows: Array = scale * weight_rows(node, value)
+    return rows
 
 
 def read_layer(node: gs.Node, shapes: Mapping[str, Shape]) -> Layer:
     """The layer that `node` is; sizes that `shapes` does not know count as one."""
-    weight, left = matrix(node), is_left(node)
-    source = node.inputs[1 if left else 0]
-    out, into = shapes.get(node.outputs[0].name, ()), shapes.get(source.name, ())
-    kernel = tuple(weight_of(node).values.shape[2:]) if node.op == "Conv" else ()  # type: ignore[union-attr]
-    positions = between = max(_area(out) // (weight.shape[0] * weight.shape[1]), 1)
-    if len(kernel) == 2 and len(out) == 4 and len(into) == 4:
-        between = _area((out[0], out[2], into[3]))
+    weight, source = matrix(node), source_of(node)
+    out, into = shapes.get(name_of(node), ()), shapes.get(source.name, ())
+    stored = tuple(weight_of(node).values.shape)  # type: ignore[union-attr]
+    kernel = stored[2:] if node.op == "Conv" else ()
+    positions = max(_area(out) // (weight.shape[0] * weight.shape[1]), 1)
+    sizes: tuple[int, ...] = ()
+    if node.op in RECURRENT or node.op == "ConvTranspose":
+        positions = max(_area(into) // (weight.shape[0] * weight.shape[2]), 1)
+    elif kernel:
+        sizes = _between(out, into, len(kernel)) or (positions,) * (len(kernel) + 1)
     holder = bias_holder(node)
     biased = node.op == "MatMul" or len(node.inputs) > 2
+    linear = node.op in ("Conv", "Gemm") or (node.op == "MatMul" and len(stored) == 2)
     return Layer(
         node=node.name,
         op=node.op,
         input=source.name,
-        output=node.outputs[0].name,
+        output=name_of(node),
         weight=weight,
         bias=_own_bias(node, weight.shape[0] * weight.shape[1]),
         kernel=kernel,
-        shifts=holder is not None or not biased,
-        aims=node.op == "MatMul" or not biased or holder is not None,
+        shifts=linear and (holder is not None or not (biased or is_left(node))),
+        aims=linear and (node.op == "MatMul" or not biased or holder is not None),
         positions=positions,
-        between=between,
-        left=left,
+        sizes=sizes,
     )
+
+
+def _between(out: Shape, into: Shape, axes: int) -> tuple[int, ...] | None:
+    """Positions of a Conv's input, then after each axis of its kernel; None where the shapes are not known."""
+    if len(out) != axes + 2 or len(into) != axes + 2:
+        return None
+    return tuple(_area((out[0], *out[2 : 2 + done], *into[2 + done :])) for done in range(axes + 1))
 
 
 def bias_holder(node: gs.Node) -> tuple[gs.Node, int] | None:
@@ -186,7 +242,10 @@ def bias_holder(node: gs.Node) -> tuple[gs.Node, int] | None:
 
     None where there is none, or it is no vector over the outputs, or another node uses it too.
     """
-    n = matrix(node).shape[0] * matrix(node).shape[1]
+    if node.op not in ("Conv", "Gemm", "MatMul") or (node.op == "Gemm" and is_left(node)):
+        return None
+    rows = matrix(node)
+    n = rows.shape[0] * rows.shape[1]
     if node.op != "MatMul":
         return (node, 2) if len(node.inputs) > 2 and _is_vector(node.inputs[2], n) else None
     users = node.outputs[0].outputs

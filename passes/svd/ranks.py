@@ -7,21 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.passes.svd.factors import factored_macs, factored_params
-from onnx_compress.passes.svd.lowrank import decompose, energy
-from onnx_compress.passes.svd.spatial import spatial_factors, spatial_product, spectrum
+from onnx_compress.numerics.cp import cp_factors, cp_product
+from onnx_compress.numerics.lowrank import energy
+from onnx_compress.numerics.spatial import spatial_factors, spatial_product, spectrum
+from onnx_compress.numerics.tucker import tucker_factors, tucker_product, tucker_spectra
+from onnx_compress.numerics.vbmf import vbmf_rank
+from onnx_compress.passes.svd.forms import Form, candidates, form_macs, form_params, full_form, thinned
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from numpy.typing import NDArray
 
+    from onnx_compress.passes.svd.aim import Problem
+    from onnx_compress.passes.svd.forms import Method
     from onnx_compress.passes.svd.layers import Layer
 
     Array = NDArray[Any]
 
-ANCHORS = 4  # ranks at which a spatial table is computed in full; between them it follows the spectrum
-CHOICES = 48  # ranks of one method in a table
+ANCHORS = 4  # forms at which an estimated table is computed in full; between them it follows the estimate
+SWEEPS = 2  # of refitting all parts at these
+CP_SWEEPS = 8  # the same of cp, which starts further away
 STEPS = 4096  # of the budget in the share-out
 
 
@@ -29,8 +35,7 @@ STEPS = 4096  # of the budget in the share-out
 class Option:
     """One way to factor a layer. error: its output's squared error over the output's energy, 0..1."""
 
-    method: str
-    rank: int
+    form: Form
     macs: int
     params: int
     error: float
@@ -38,58 +43,31 @@ class Option:
 
 def table(
     layer: Layer,
-    grams: Array | None,
-    methods: Iterable[str],
+    problem: Problem,
+    methods: Iterable[Method],
     multiple: int,
     *,
     by: str = "macs",
     only: int | None = None,
 ) -> list[Option]:
-    """Every way worth knowing to factor `layer` with ranks that are multiples of `multiple` and save `by`.
-
-    grams: (groups, K, K) of its input, or None.
-    """
+    """Every way worth knowing to factor `layer` with ranks that are multiples of `multiple` and save `by`."""
     options: list[Option] = []
     for method in methods:
-        if method == "spatial" and not layer.spatial:
+        forms = candidates(layer, method, multiple, by=by, only=only)
+        if not forms:
             continue
-        ranks = candidate_ranks(layer, method, multiple, by=by, only=only)
-        if ranks:
-            errors = _svd_errors if method == "svd" else _spatial_errors
-            options += [
-                Option(
-                    method,
-                    rank,
-                    factored_macs(layer, method, rank),
-                    factored_params(layer, method, rank),
-                    error,
-                )
-                for rank, error in zip(ranks, errors(layer, grams, ranks), strict=True)
-            ]
+        if method == "cp":
+            forms = thinned(forms, ANCHORS)
+        for form, error in zip(forms, _ERRORS[method](layer, problem, forms), strict=True):
+            if np.isfinite(error):
+                options.append(Option(form, form_macs(layer, form), form_params(layer, form), error))
     return pareto(options, by)
 
 
-def candidate_ranks(
-    layer: Layer, method: str, multiple: int, *, by: str = "macs", only: int | None = None
-) -> list[int]:
-    """Multiples of `multiple` at which factoring saves work (or weights), thinned to CHOICES; or just `only`."""
-    saves: Callable[[int], bool]
-    if by == "macs":
-        saves = lambda rank: factored_macs(layer, method, rank) < layer.macs  # noqa: E731
-    else:
-        saves = lambda rank: factored_params(layer, method, rank) < layer.params  # noqa: E731
-    most = full_rank(layer, method)
-    wanted = range(multiple, most + 1, multiple) if only is None else [min(only, most)]
-    ranks = [rank for rank in wanted if saves(rank)]
-    if len(ranks) <= CHOICES:
-        return ranks
-    return [ranks[i] for i in np.unique(np.linspace(0, len(ranks) - 1, CHOICES).round().astype(int))]
-
-
-def full_rank(layer: Layer, method: str) -> int:
-    """The rank (a group) that reproduces any weight."""
-    _, n, k = layer.weight.shape
-    return min(n, k) if method == "svd" else min(k // layer.kernel[1], n * layer.kernel[1])
+def option_of(layer: Layer, problem: Problem, form: Form) -> Option:
+    """`layer` factored in just this form."""
+    (error,) = _ERRORS[form.method](layer, problem, [form])
+    return Option(form, form_macs(layer, form), form_params(layer, form), error)
 
 
 def pareto(options: Sequence[Option], by: str = "macs") -> list[Option]:
@@ -101,32 +79,125 @@ def pareto(options: Sequence[Option], by: str = "macs") -> list[Option]:
     return best
 
 
-def _svd_errors(layer: Layer, grams: Array | None, ranks: Sequence[int]) -> list[float]:
-    tails, total = np.zeros(len(ranks)), 0.0
-    for group, weight in enumerate(layer.weight):
-        gram = None if grams is None else grams[group]
-        energies = decompose(weight, gram).energies
-        tails += [float(energies[rank:].sum()) for rank in ranks]
-        total += energy(weight, gram)
-    return [float(tail) for tail in tails / max(total, np.finfo(float).tiny)]
+def _svd_errors(_layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[float]:
+    """The whitened spectrum's tails, exactly."""
+    tails = np.zeros(len(forms))
+    for group, parts in enumerate(problem.parts):
+        lost = parts.lost(problem.gram(group))
+        tails += [float(lost[form.rank :].sum()) for form in forms]
+    return [float(tail) for tail in tails / problem.energy]
 
 
-def _spatial_errors(layer: Layer, grams: Array | None, ranks: Sequence[int]) -> list[float]:
-    """The whitened spectrum's tails, corrected by what alternating least squares reaches at a few ranks."""
-    filters = layer.filters()
-    gram = None if grams is None else grams[0]
-    energies, rows = spectrum(filters, gram)
-    total = max(energy(layer.weight[0], gram), np.finfo(float).tiny)
-    tails = np.array([float(energies[rank:].sum()) for rank in ranks]) / total
-    if gram is None:
-        return [float(tail) for tail in tails]
-    picks = np.unique(np.linspace(0, len(ranks) - 1, ANCHORS).round().astype(int))
-    ratios = []
-    for pick in picks:
-        first, second = spatial_factors(filters, gram, ranks[pick], sweeps=2, start=rows)
-        rest = layer.weight[0] - spatial_product(first, second).reshape(layer.weight[0].shape)
-        ratios.append(energy(rest, gram) / total / max(tails[pick], 1e-12))
-    return [float(e) for e in tails * np.interp(np.arange(len(ranks)), picks, ratios)]
+def _spatial_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[float]:
+    tails = np.zeros(len(forms))
+    for group in range(layer.groups):
+        energies, _ = spectrum(_split(layer, problem, group), problem.metric(group))
+        tails += [float(energies[form.rank :].sum()) for form in forms]
+
+    def lost(form: Form) -> float:
+        total = 0.0
+        for group in range(layer.groups):
+            filters, gram = _split(layer, problem, group), problem.metric(group)
+            product = spatial_product(*spatial_factors(filters, gram, form.rank, sweeps=SWEEPS))
+            total += energy((filters - product).reshape(len(filters), -1), problem.gram(group))
+        return total
+
+    return _corrected(problem, tails, forms, lost)
+
+
+def _tucker_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[float]:
+    tails = np.zeros(len(forms))
+    for group in range(layer.groups):
+        inner, outer = tucker_spectra(_cube(layer, problem, group), problem.metric(group))
+        tails += [float(inner[form.inner :].sum() + outer[form.rank :].sum()) for form in forms]
+
+    def lost(form: Form) -> float:
+        total = 0.0
+        for group in range(layer.groups):
+            cube, gram = _cube(layer, problem, group), problem.metric(group)
+            product = tucker_product(*tucker_factors(cube, gram, form.inner, form.rank, sweeps=SWEEPS))
+            total += energy((cube - product).reshape(len(cube), -1), problem.gram(group))
+        return total
+
+    return _corrected(problem, tails, forms, lost)
+
+
+def _cp_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[float]:
+    """Measured at every form; infinite where the components cancel each other."""
+    errors = []
+    for form in forms:
+        total = 0.0
+        for group in range(layer.groups):
+            filters, gram = layer.filters(problem.weight, group), problem.metric(group)
+            parts = cp_factors(filters, gram, form.rank, sweeps=CP_SWEEPS)
+            rest = np.inf
+            if parts is not None:
+                rest = energy((filters - cp_product(parts)).reshape(len(filters), -1), problem.gram(group))
+            total += rest
+        errors.append(total / problem.energy)
+    return errors
+
+
+_ERRORS: dict[str, Callable[[Layer, Problem, Sequence[Form]], list[float]]] = {
+    "svd": _svd_errors,
+    "spatial": _spatial_errors,
+    "tucker2": _tucker_errors,
+    "cp": _cp_errors,
+}
+
+
+def _corrected(
+    problem: Problem, tails: Array, forms: Sequence[Form], lost: Callable[[Form], float]
+) -> list[float]:
+    """The spectrum's tails, corrected by what alternating least squares reaches at a few forms.
+
+    At the forms nearest to their cheaper neighbours' error, so that what is left between follows the tails.
+    """
+    if problem.grams is None:
+        return [float(tail) for tail in tails / problem.energy]
+    order = np.argsort(-tails, kind="stable")
+    picks = order[np.unique(np.linspace(0, len(forms) - 1, ANCHORS).round().astype(int))]
+    least = np.finfo(float).tiny
+    ratios = [lost(forms[pick]) / max(tails[pick], 1e-12 * problem.energy, least) for pick in picks]
+    places = np.empty(len(forms), int)
+    places[order] = np.arange(len(forms))
+    return [float(e) for e in tails * np.interp(places, places[picks], ratios) / problem.energy]
+
+
+def _split(layer: Layer, problem: Problem, group: int) -> Array:
+    """The filter of one group as (N, C, k1, k2·k3..)."""
+    filters = layer.filters(problem.weight, group)
+    return filters.reshape(*filters.shape[:3], -1)
+
+
+def _cube(layer: Layer, problem: Problem, group: int) -> Array:
+    """The filter of one group as (N, C, taps)."""
+    filters = layer.filters(problem.weight, group)
+    return filters.reshape(*filters.shape[:2], -1)
+
+
+def vbmf_form(layer: Layer, method: Method, multiple: int) -> Form | None:
+    """The ranks that stand out of the noise in the weight itself, the largest of all groups, rounded up; None where none do."""
+    ranks: list[int] = []
+    inner: list[int] = []
+    for weight in layer.weight:
+        matrix = weight
+        if method == "spatial":
+            _, c, first = (filters := layer.filters(layer.weight, len(ranks))).shape[:3]
+            matrix = filters.reshape(len(weight), c, first, -1).transpose(1, 2, 0, 3).reshape(c * first, -1)
+        ranks.append(_vbmf(matrix))
+        if method == "tucker2":
+            cube = weight.reshape(len(weight), -1, int(np.prod(layer.kernel)))
+            inner.append(_vbmf(cube.transpose(1, 0, 2).reshape(cube.shape[1], -1)))
+    sides = [-(-max(found, default=0) // multiple) * multiple for found in (ranks, inner)]
+    full = full_form(layer, method)
+    form = Form(method, min(sides[0], full.rank), min(sides[1], full.inner))
+    return form if form.rank and (form.inner or not inner) else None
+
+
+def _vbmf(matrix: Array) -> int:
+    side = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    return vbmf_rank(np.sqrt(np.maximum(np.linalg.eigvalsh(side), 0.0)), *matrix.shape)
 
 
 class ShareOut:

@@ -9,7 +9,9 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.svd.aim import solve, target_of
 from onnx_compress.passes.svd.columns import aimed_problem, gather_columns
-from onnx_compress.passes.svd.factors import apply_factors
+from onnx_compress.passes.svd.edits import apply_factors
+from onnx_compress.passes.svd.forms import Form
+from onnx_compress.passes.svd.layers import name_of
 from onnx_compress.passes.svd.study import WIDEST, first_shapes
 from onnx_compress.runtime.layers import layer_input
 from onnx_compress.runtime.walk import Walk
@@ -82,13 +84,14 @@ def fit_layer(
     """The factors of `layer` (without an option: its weight) that give the target of `columns` best, through the clamp
     that follows.
     """
-    method, rank = (option.method, option.rank) if option else ("dense", 0)
+    form = option.form if option else Form("dense", 0)
     problem = aimed_problem(layer, columns, columns.targets(None, None))
-    factors = solve(problem, layer, method, rank, start, sweeps=4)
+    factors = solve(problem, layer, form, start, sweeps=4) or start
+    assert factors is not None  # only a cp has none, and that has a start
     for _ in range(ROUNDS if target.clamp else 0):
         wanted = columns.targets(columns.predict(factors, layer.bias), target.clamp)
         problem = aimed_problem(layer, columns, wanted)
-        factors = solve(problem, layer, method, rank, factors, sweeps=1)
+        factors = solve(problem, layer, form, factors, sweeps=1) or factors
     return factors
 
 
@@ -101,7 +104,7 @@ def _aims(study: Study, plan: Mapping[str, Option]) -> dict[str, tuple[LayerInpu
     aims: dict[str, tuple[LayerInput, Target]] = {}
     started = False
     for node in nodes:
-        output = node.outputs[0].name if node.outputs else ""
+        output = name_of(node)
         started = started or output in plan
         if not started or output not in layers or not _aimable(layers[output]):
             continue

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 
 from onnx_compress.errors import CompressError
-from onnx_compress.passes.svd.factors import Factors, apply_factors
+from onnx_compress.passes.svd.edits import apply_factors
+from onnx_compress.passes.svd.factors import Factors
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from onnx_compress.contract import Job
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.svd.forms import Form
     from onnx_compress.passes.svd.layers import Layer
     from onnx_compress.runtime.decision import Decision
 
@@ -26,15 +29,15 @@ if TYPE_CHECKING:
 QUANTIZED = {"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"}
 
 
-def propose(job: Job, layer: Layer, method: str, rank: int, shapes: Mapping[str, Shape]) -> Decision | None:
-    """Whether `layer` alone, factored at `rank` and as later passes will leave it, is faster; None where it cannot run
+def propose(job: Job, layer: Layer, form: Form, shapes: Mapping[str, Shape]) -> Decision | None:
+    """Whether `layer` alone, factored so and as later passes will leave it, is faster; None where it cannot run
     alone.
     """
     made = micro_model(job.model, layer, shapes)
     if made is None:
         return None
     dense, feeds = made
-    thin = apply_factors(dense, {layer.output: any_factors(layer, method, rank)})
+    thin = apply_factors(dense, {layer.output: any_factors(layer, form)})
     try:
         return job.clock.propose(layer.node, job.finish(dense), job.finish(thin), feeds)
     except CompressError:
@@ -43,25 +46,27 @@ def propose(job: Job, layer: Layer, method: str, rank: int, shapes: Mapping[str,
         return None
 
 
-def any_factors(layer: Layer, method: str, rank: int) -> Factors:
+def any_factors(layer: Layer, form: Form) -> Factors:
     """Factors of the right shapes: the clock does not care for their values."""
     rng = np.random.default_rng(0)
     groups, n, k = layer.weight.shape
-    if method == "svd":
-        return Factors(
-            "svd", rng.standard_normal((groups, rank, k)) / k, rng.standard_normal((groups, n, rank))
-        )
-    _, channels, height, width = layer.filters().shape
-    first = rng.standard_normal((rank, channels, height)) / channels
-    return Factors("spatial", first, rng.standard_normal((n, rank, width)))
+    rank, kernel = form.rank, layer.kernel
+    channels = k // math.prod(kernel)
+    shapes: dict[str, list[tuple[int, ...]]] = {"svd": [(rank, k), (n, rank)]}
+    if form.method != "svd":
+        shapes["spatial"] = [(rank, channels, kernel[0]), (n, rank, *kernel[1:])]
+        shapes["tucker2"] = [(form.inner, channels), (rank, form.inner, math.prod(kernel)), (n, rank)]
+        shapes["cp"] = [(rank, channels), *((rank, size) for size in kernel), (n, rank)]
+    parts = [rng.standard_normal((groups, *shape)) / channels for shape in shapes[form.method]]
+    return Factors(form.method, tuple(parts))
 
 
 def micro_model(
     model: Model, layer: Layer, shapes: Mapping[str, Shape]
 ) -> tuple[Model, dict[str, Array]] | None:
-    """A model of this layer alone, and one sample for it; None where the shape of its input is not known."""
+    """A model of this layer alone, and one sample for it; None where the shape of its input is not known, or it looks rows up."""
     shape = shapes.get(layer.input)
-    if shape is None or not all(isinstance(size, int) for size in shape[1:]):
+    if shape is None or layer.op == "Gather" or not all(isinstance(size, int) for size in shape[1:]):
         return None
     sizes = [size if isinstance(size, int) else 1 for size in shape]
     micro = model.copy()

@@ -14,13 +14,13 @@ from onnx_compress.model.cost import cost
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.svd.aim import Problem, plain_problem, solve
-from onnx_compress.passes.svd.factors import Factors, apply_factors
-from onnx_compress.passes.svd.layers import Layer, find_layers
+from onnx_compress.passes.svd.edits import apply_factors
+from onnx_compress.passes.svd.inputs import input_of, looked_up
+from onnx_compress.passes.svd.layers import Layer, find_layers, name_of
 from onnx_compress.passes.svd.ranks import Option, table
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.data.synthetic import random_data
-from onnx_compress.runtime.layers import layer_input
-from onnx_compress.runtime.observe import Gram, observe
+from onnx_compress.runtime.observe import Gram, Histogram, observe
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from onnx_compress.contract import Job, Skip
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.svd.factors import Factors
+    from onnx_compress.passes.svd.forms import Form, Method
     from onnx_compress.runtime.data import Data
+    from onnx_compress.runtime.requests import Request
 
     Array = NDArray[Any]
 
@@ -50,7 +53,7 @@ class Study:
     By a layer's output: problems, its least squares; tables, its options; harms, (error, what it does to the model's outputs)
     of a few options;
     refits, the factors of whole plans;
-    overheads, the share of its time that a factored layer takes beyond its share of multiply-adds.
+    overheads, the share of its time that a layer factored by a method takes beyond its share of multiply-adds.
     """
 
     job: Job
@@ -65,9 +68,9 @@ class Study:
     problems: dict[str, Problem] = field(default_factory=dict)
     tables: dict[str, list[Option]] = field(default_factory=dict)
     harms: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    overheads: dict[str, float] = field(default_factory=dict)
-    refits: dict[frozenset[tuple[str, str, int]], dict[str, Factors]] = field(default_factory=dict)
-    _factors: dict[tuple[str, str, int], Factors] = field(default_factory=dict)
+    overheads: dict[tuple[str, Method], float] = field(default_factory=dict)
+    refits: dict[frozenset[tuple[str, Form]], dict[str, Factors]] = field(default_factory=dict)
+    _factors: dict[tuple[str, Form], Factors] = field(default_factory=dict)
     _reference: Reference | None = None
 
     @classmethod
@@ -85,29 +88,44 @@ class Study:
         if self.fit is None:
             self.problems = {layer.output: plain_problem(layer, None) for layer in layers}
             return
-        wanted = {layer.output for layer in layers if layer.weight.shape[2] <= WIDEST}
-        inputs = {
-            node.outputs[0].name: layer_input(node, self.shapes)
-            for node in Surgery(self.job.model).graph.nodes
-            if node.outputs and node.outputs[0].name in wanted
+        wanted = {
+            layer.output: layer for layer in layers if layer.weight.shape[2] <= WIDEST or layer.op == "Gather"
         }
-        requests = {name: Gram(given) for name, given in inputs.items() if not isinstance(given, str)}
+        requests: dict[str, Request] = {}
+        for node in Surgery(self.job.model).graph.nodes:
+            layer = wanted.get(name_of(node))
+            if layer is None:
+                continue
+            if layer.op == "Gather":
+                requests[layer.output] = Histogram(layer.input, 2 * layer.weight.shape[2])
+                continue
+            given = input_of(node, layer, self.shapes)
+            if not isinstance(given, str):
+                requests[layer.output] = Gram(given)
         found = observe(
             self.job.model, self.fit, requests.values(), threads=self.job.clock.threads, positions=POSITIONS
         )
         for layer in layers:
             request = requests.get(layer.output)
-            self.problems[layer.output] = plain_problem(layer, found[request] if request else None)
+            if isinstance(request, Histogram):
+                self.problems[layer.output] = looked_up(layer, found[request])
+            else:
+                self.problems[layer.output] = plain_problem(layer, found[request] if request else None)
 
     def tabulate(
-        self, layers: Sequence[Layer], methods: Iterable[str], multiple: int, *, by: str, only: int | None
+        self,
+        layers: Sequence[Layer],
+        methods: Mapping[str, Iterable[Method]],
+        multiple: int,
+        *,
+        by: str,
+        only: int | None,
     ) -> None:
-        """The table of each layer."""
-        methods = tuple(methods)
+        """The table of each layer, whose methods are given by its output."""
         for number, layer in enumerate(layers):
             self.job.progress(number, len(layers), "ranks")
             self.tables[layer.output] = table(
-                layer, self.problems[layer.output].grams, methods, multiple, by=by, only=only
+                layer, self.problems[layer.output], methods[layer.output], multiple, by=by, only=only
             )
 
     def probe(self, layers: Sequence[Layer], enough: float = math.inf) -> None:
@@ -138,10 +156,12 @@ class Study:
 
     def factors(self, output: str, option: Option) -> Factors:
         """The factors of one layer at `option`, made once."""
-        key = (output, option.method, option.rank)
+        key = (output, option.form)
         if key not in self._factors:
             layer = next(layer for layer in self.layers if layer.output == output)
-            self._factors[key] = solve(self.problems[output], layer, option.method, option.rank)
+            made = solve(self.problems[output], layer, option.form)
+            assert made is not None  # the table holds no form without factors
+            self._factors[key] = made
         return self._factors[key]
 
     def build(self, plan: Mapping[str, Option]) -> Model:
@@ -202,7 +222,9 @@ def first_feeds(job: Job) -> dict[str, Array]:
     """One batch, to run the model on."""
     data = job.data
     if data is None or job.input_shapes:
-        data = random_data(input_specs(job.model), 1, job.seed, job.input_shapes, model=job.model)
+        specs = input_specs(job.model)
+        least = max((size for spec in specs for size in spec.shape[:1] if isinstance(size, int)), default=1)
+        data = random_data(specs, least, job.seed, job.input_shapes, model=job.model)
     feeds = next(iter(data.batches(job.batch)), None)
     if feeds is None:
         raise InputError("there are no samples")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.passes.svd.lowrank import root_and_inverse
+from onnx_compress.numerics.lowrank import root_and_inverse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +37,7 @@ def spatial_factors(
     if not 1 <= rank <= min(c * kh, n * kw):
         raise ValueError(f"rank {rank} is not within 1..{min(c * kh, n * kw)}")
     first = spectrum(weight, gram)[1][:rank] if start is None else start[:rank].reshape(rank, -1)
-    problem = _Problem(weight, gram)
+    problem = Alternation(weight, gram)
     second = problem.second(first)
     for _ in range(sweeps if gram is not None else 0):
         first = problem.first(first, second)
@@ -67,7 +67,7 @@ def spectrum(weight: Array, gram: Array | None) -> tuple[Array, Array]:
     return s * s, (inverse @ u).T
 
 
-class _Problem:
+class Alternation:
     """The two normal equations of one layer. A filter is a (N, a, kw) array here, `a` running over C·kh."""
 
     def __init__(self, weight: Array, gram: Array | None) -> None:
@@ -83,12 +83,15 @@ class _Problem:
 
     def second(self, first: Array) -> Array:
         """The best second factor (N, r, kw) for a given first (r, a)."""
+        right = np.einsum("naj,ra->nrj", self.target, first, optimize=True).reshape(self.n, -1)
+        return _solver(self.middle(first))(right.T).T.reshape(self.n, len(first), self.kw)
+
+    def middle(self, first: Array) -> Array:
+        """The Gram matrix (r·kw, r·kw) of what `first` (r, a) makes of the input."""
         rank = len(first)
         spread = (self.blocks.reshape(-1, self.a) @ first.T).reshape(self.a, self.kw, self.kw, rank)
         normal = (first @ spread.reshape(self.a, -1)).reshape(rank, self.kw, self.kw, rank)
-        normal = normal.transpose(0, 1, 3, 2).reshape(rank * self.kw, rank * self.kw)
-        right = np.einsum("naj,ra->nrj", self.target, first, optimize=True).reshape(self.n, -1)
-        return _solver(normal)(right.T).T.reshape(self.n, rank, self.kw)
+        return normal.transpose(0, 1, 3, 2).reshape(rank * self.kw, rank * self.kw)
 
     def first(self, first: Array, second: Array, steps: int = 4) -> Array:
         """A better first factor (r, a) for a given second: conjugate gradients from the present one."""

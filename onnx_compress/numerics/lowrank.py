@@ -33,9 +33,17 @@ class LowRank:
             raise ValueError(f"rank {rank} is not within 1..{len(self.energies)}")
         return self.first[:rank], self.second[:, :rank]
 
+    def lost(self, gram: Array | None) -> Array:
+        """What each component adds to the output energy by `gram`: Σ of those left out is the squared error, exactly.
+
+        The columns of `second` are orthogonal, so this holds in any norm, not in that of the decomposition alone.
+        """
+        kept: Array = np.einsum("rk,rk->r", times(self.first, gram), self.first)
+        return np.maximum(kept, 0.0) * np.einsum("nr,nr->r", self.second, self.second)
+
 
 def decompose(weight: Array, gram: Array | None = None) -> LowRank:
-    """The low-rank decomposition of `weight` (N, K) in the norm of `gram` (K, K), or the Frobenius norm.
+    """The low-rank decomposition of `weight` (N, K) in the norm of `gram` (K, K), or its diagonal (K,), or the Frobenius norm.
 
     By the eigenvectors of the smaller side: U of W L diagonalises W G Wᵀ, and (W L)_r = U_r U_rᵀ W L, so where N is the
     smaller, neither L nor its inverse is needed.
@@ -45,12 +53,12 @@ def decompose(weight: Array, gram: Array | None = None) -> LowRank:
     [9.0, 4.0, 1.0]
     """
     if len(weight) <= weight.shape[1]:
-        energies, u = falling_eigh((weight if gram is None else weight @ gram) @ weight.T)
+        energies, u = falling_eigh(times(weight, gram) @ weight.T)
         return LowRank(energies, u.T @ weight, u)
     if gram is None:
         energies, v = falling_eigh(weight.T @ weight)
         return LowRank(energies, v.T, weight @ v)
-    root, inverse = root_and_inverse(gram)
+    root, inverse = root_and_inverse(np.diag(gram) if gram.ndim == 1 else gram)
     white = weight @ root
     energies, v = falling_eigh(white.T @ white)
     return LowRank(energies, v.T @ inverse, white @ v)
@@ -74,22 +82,36 @@ def root_and_inverse(gram: Array) -> tuple[Array, Array]:
     return (vectors * s) @ vectors.T, (vectors / s) @ vectors.T
 
 
+def times(weight: Array, gram: Array | None) -> Array:
+    """`weight` (N, K) times `gram`: a matrix (K, K), its diagonal (K,), or None for the identity."""
+    if gram is None:
+        return weight
+    product: Array = weight * gram if gram.ndim == 1 else weight @ gram
+    return product
+
+
 def energy(weight: Array, gram: Array | None) -> float:
     """The energy tr[W G Wᵀ] of the output of `weight` (N, K): of the difference of two weights, the squared error."""
     if gram is None:
         return float(np.vdot(weight, weight))
-    return max(float(np.vdot(weight @ gram, weight)), 0.0)
+    return max(float(np.vdot(times(weight, gram), weight)), 0.0)
 
 
 def balanced(first: Array, second: Array, gram: Array | None = None) -> tuple[Array, Array]:
-    """The same product with each component's scale shared evenly: first (r, K), second (N, r).
+    """The same product with each component's scale shared evenly: first (r, K), second (N, r)."""
+    scale = even_scale(first, second, gram)
+    return first * scale[:, None], second / scale
+
+
+def even_scale(first: Array, second: Array, gram: Array | None = None) -> Array:
+    """What to multiply the rows of `first` (r, K) by, and to divide the columns of `second` (N, r) by.
 
     Row i of `first` gives the middle tensor's channel i; its RMS (by `gram`, else the row's norm) becomes the norm of
     column i of `second`, so that neither factor nor the tensor between needs a wide 8-bit range.
     """
-    rows = np.einsum("rk,rk->r", first if gram is None else first @ gram, first)
+    rows = np.einsum("rk,rk->r", times(first, gram), first)
     left = np.sqrt(np.maximum(rows, 0.0))
     right = np.linalg.norm(second, axis=0)
     known = (left > 0) & (right > 0)
-    scale = np.sqrt(np.divide(right, left, out=np.ones_like(left), where=known))
-    return first * scale[:, None], second / scale
+    scale: Array = np.sqrt(np.divide(right, left, out=np.ones_like(left), where=known))
+    return scale

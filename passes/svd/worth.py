@@ -1,0 +1,76 @@
+"""Which layers, and which forms of them, are worth a closer look: by counting, then by a micro-model's time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onnx_compress.contract import Skip
+from onnx_compress.passes.svd.forms import candidates, form_macs
+from onnx_compress.passes.svd.speed import propose
+
+if TYPE_CHECKING:
+    from onnx_compress.passes.svd.forms import Form, Method
+    from onnx_compress.passes.svd.goal import Goal
+    from onnx_compress.passes.svd.layers import Layer
+    from onnx_compress.passes.svd.study import Study
+
+LEAST_SAVING = 0.2  # of a layer's work: below that no clock is asked
+LONGER: dict[Method, tuple[Method, ...]] = {
+    "tucker2": ("svd", "spatial"),
+    "cp": ("svd", "spatial", "tucker2"),
+}
+
+
+def worthwhile(study: Study, goal: Goal, skips: list[Skip]) -> dict[str, tuple[Method, ...]]:
+    """By a layer's output: the methods that save work in it and, where the clock decides, time at half its work."""
+    chosen: dict[str, tuple[Method, ...]] = {}
+    asked: dict[object, dict[Method, str | float]] = {}
+    for number, layer in enumerate(study.layers):
+        study.job.progress(number, len(study.layers), "timing")
+        halves = {method: found for method in goal.methods if (found := _half(layer, method, goal))}
+        if not halves:
+            which = f"rank {goal.rank}" if goal.rank else f"no rank that is a multiple of {goal.multiple}"
+            skips.append(Skip(layer.node, f"{which} saves {'nothing' if goal.rank else goal.by}"))
+            continue
+        if layer.signature not in asked:
+            asked[layer.signature] = _ask_all(study, layer, goal, halves)
+        answers = asked[layer.signature]
+        good = tuple(method for method, answer in answers.items() if not isinstance(answer, str))
+        if not good:
+            skips.append(Skip(layer.node, str(next(iter(answers.values())))))
+            continue
+        study.overheads.update({(layer.output, method): float(answers[method]) for method in good})
+        chosen[layer.output] = good
+    return chosen
+
+
+def _half(layer: Layer, method: Method, goal: Goal) -> Form | None:
+    """The form whose work is nearest to half the layer's."""
+    forms = candidates(layer, method, goal.multiple, by=goal.by, only=goal.rank)
+    return min(forms, key=lambda form: abs(2 * form_macs(layer, form) - layer.macs), default=None)
+
+
+def _ask_all(study: Study, layer: Layer, goal: Goal, halves: dict[Method, Form]) -> dict[Method, str | float]:
+    """The answer for each method. Where two nodes for one are too slow, three or four at the same work are not timed."""
+    answers: dict[Method, str | float] = {}
+    for method, form in halves.items():
+        shorter = [answers[other] for other in LONGER.get(method, ()) if other in answers]
+        if shorter and all(isinstance(answer, str) for answer in shorter):
+            continue
+        answers[method] = _ask(study, layer, goal, form)
+    return answers
+
+
+def _ask(study: Study, layer: Layer, goal: Goal, form: Form) -> str | float:
+    """Why the clock is against factoring this layer, or the time that doing so costs beyond its multiply-adds."""
+    if not goal.timed:
+        return 0.0
+    share = form_macs(layer, form) / max(layer.macs, 1)
+    if share > 1 - LEAST_SAVING and goal.keep_if == "faster":
+        return f"factored at rank {form} would still take {share:.0%} of its multiply-adds"
+    decision = propose(study.job, layer, form, study.shapes)
+    if decision is None:
+        return 0.0
+    if decision.kept or (goal.keep_if == "not-slower" and (decision.high or 1.0) >= 1):
+        return max(1 - decision.value - share, 0.0)
+    return f"factored at rank {form} ({form.method}) it would be {decision.ratio or 0:.2f}x as fast"
