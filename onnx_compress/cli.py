@@ -8,12 +8,14 @@ Every failure is one line on stderr; `-v` adds the traceback.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from onnx_compress import options as o  # noqa: TC001 - typer reads the annotations
+from onnx_compress.completion import ASKED, complete_pass, name_run
 from onnx_compress.errors import CompressError, ThresholdError, UsageError
 from onnx_compress.terminal import failed, progress_line, show, terminal, unwritable
 
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
     from onnx_compress.supervise import Signals
 
 app = typer.Typer(
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # > boxes take half of the time that --help takes
     help="Makes a trained ONNX model smaller and faster, and proves that it still works.",
     epilog="The first form is usual: onnx-compress IN OUT --passes SPEC. Its options: onnx-compress run --help",
 )
+ALONE = ("--help", "--version", "--install-completion", "--show-completion")
 SHARED = ("data", "preprocess", "input_shapes", "samples")  # words of run, verify and inspect
 MEASURED = (
     "eval",
@@ -41,7 +43,7 @@ MEASURED = (
     "seed",
 )  # of run and verify
 COMMANDS = ("run", "inspect", "verify", "pack", "unpack", "passes")
-Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One pass.")]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One pass.", autocompletion=complete_pass)]
 Source = Annotated[str, typer.Argument(metavar="IN", help="The model to compress.")]
 Out = Annotated[str, typer.Argument(metavar="OUT", help="Where the result goes; may be IN.")]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="The model to look into.")]
@@ -55,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in words or "--verbose" in words
     try:
+        name_run(COMMANDS)
         command = typer.main.get_command(app)
-        code = command.main(with_command(words), prog_name="onnx-compress", standalone_mode=False)
+        words = words if ASKED in os.environ else with_command(words)
+        code = command.main(words, prog_name="onnx-compress", standalone_mode=False)
     except CompressError as error:
         return failed(str(error), error.exit_code, error if verbose else None)
     except typer.TyperException as error:
@@ -81,7 +85,7 @@ def with_command(words: list[str]) -> list[str]:
     """
     if not words:
         raise UsageError("nothing to do; write onnx-compress IN OUT --passes SPEC, or --help")
-    if words[0] in COMMANDS or words[0] in {"--help", "--version"}:
+    if words[0] in COMMANDS or words[0] in ALONE:
         return words
     lone = [word for word in words if not word.startswith("-")] == words[:1] and len(words) == 1
     if lone and not any(sign in words[0] for sign in "./\\"):

@@ -6,11 +6,14 @@ from typing import Annotated
 
 import typer
 
+from onnx_compress.completion import complete_coder, complete_metric, complete_pass, complete_spec
+
 Spec = Annotated[
     str | None,
     typer.Option(
         "--passes",
         metavar="SPEC",
+        autocompletion=complete_spec,
         help="name[:key=value]* joined by commas, as prune:macs=0.5,svd,int8; none makes a lossless copy.",
     ),
 ]
@@ -60,6 +63,7 @@ Metric = Annotated[
     typer.Option(
         "--metric",
         metavar="M",
+        autocompletion=complete_metric,
         help="top1, top5, mse, or package.module:function, called as function(outputs, data) -> float.",
     ),
 ]
@@ -121,6 +125,7 @@ Sensitivity = Annotated[
     typer.Option(
         "--sensitivity",
         metavar="PASS",
+        autocompletion=complete_pass,
         help="Also measure what PASS would do to the outputs, place by place.",
     ),
 ]
@@ -181,6 +186,7 @@ Coder = Annotated[
     typer.Option(
         "--coder",
         metavar="CODER",
+        autocompletion=complete_coder,
         help="auto (for each tensor the best), ans, range, huffman or zstd.",
     ),
 ]

@@ -208,8 +208,8 @@ def metric(name: str) -> Score:
     name: top1, top5, mse (negated), or package.module:function. Higher is better.
     Raises UsageError where it is none of these or cannot be imported.
     """
-    if name in _METRICS:
-        return _METRICS[name]
+    if name in METRICS:
+        return METRICS[name]
     module, colon, function = name.partition(":")
     if not colon or not module or not function:
         raise UsageError(f"no metric {name!r}; write top1, top5, mse or package.module:function")
@@ -276,7 +276,7 @@ def _negated_mse(outputs: Outputs, data: Outputs) -> float:
 
 def check_targets(name: str, targets: Outputs) -> None:
     """Raises UsageError where the metric `name` needs labels and there are none."""
-    if name in _METRICS:
+    if name in METRICS:
         _labels(targets)
 
 
@@ -286,7 +286,7 @@ def _labels(data: Outputs) -> Array:
     return np.asarray(data["label"])
 
 
-_METRICS: dict[str, Score] = {"top1": _top(1), "top5": _top(5), "mse": _negated_mse}
+METRICS: dict[str, Score] = {"top1": _top(1), "top5": _top(5), "mse": _negated_mse}
 
 
 def costliest(scores: Sequence[tuple[str, float]]) -> str:
