@@ -1,7 +1,7 @@
 """The zoo and, where they are, the shared assets through some recipes: `python -m tests.bench zoo [--only NAME] [RECIPE ...]`.
 
 Every figure is measured by the command itself, each model in a process of its own, original and result in turns. Writes
-`tests/bench/results.md` and `results.json` beside it.
+`tests/bench/results.md`, `results.json`, and of the zoo through all three passes the picture `zoo.svg`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.bench._picture import draw
 
 HERE = Path(__file__).parent
 MODELS = HERE.parents[1] / "models"
@@ -97,5 +99,12 @@ def main(argv: list[str] | None = None) -> None:
             reports[f"{name} {recipe}"] = report
             lines.append(row(name, recipe, report))
             print(lines[-1], flush=True)
+    drawn = {
+        name.removesuffix(f" {RECIPES[0]}"): report
+        for name, report in reports.items()
+        if name.startswith("fashion_") and name.endswith(f" {RECIPES[0]}") and "error" not in report
+    }
+    if drawn:
+        draw(drawn, HERE / "zoo.svg")
     (HERE / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     (HERE / "results.json").write_text(json.dumps(reports, indent=1) + "\n", encoding="utf-8")
