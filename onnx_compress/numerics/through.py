@@ -45,7 +45,7 @@ class Fit:
 
     After no round it is the plain least-squares fit. bias: whether b may be other than `shift`.
     λ = (damping + scarcity · K/n) · tr(G)/K for n columns: few of them hold the weight closer to W0 = `prior`.
-    gram (groups, K, K), not centred, and mean (groups, K) are those of x, from `plain` on.
+    grams, one (K, K) a group, centred where there is a bias, and mean (groups, K) are those of x, from `plain` on.
     """
 
     def __init__(
