@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-LEVELS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.96)  # shares of zeros at which a layer's error is measured
+# shares of zeros at which a layer's error is measured
+LEVELS = (0.25, 0.4, 0.5, 0.6, 0.7, 0.8, 0.87, 0.92, 0.96, 0.98)
 STEPS = 128  # parts of a layer that are shared out one by one
 MOST = 0.985  # of a layer that may go while another has more
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.numerics.masked import refit_rows, refit_work
 from onnx_compress.numerics.rounding import inverse_factor
 
 if TYPE_CHECKING:
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["DAMPING", "WORK", "Inputs", "refit_rows", "refit_work", "scores", "sweep"]
-
 DAMPING = 1e-3
 WORK = 2e11  # multiply-adds of a layer's refit row by row, beyond which the sweep's own update is the repair
 
@@ -28,12 +25,14 @@ WORK = 2e11  # multiply-adds of a layer's refit row by row, beyond which the swe
 class Inputs:
     """What is known of a layer's unfolded inputs. gram: (groups, K, K), centred where the bias takes the mean, or None.
 
-    energy: (groups, K), its diagonal; mean: (groups, K), zero where the bias cannot take it.
+    energy: (groups, K), its diagonal; mean: (groups, K), zero where the bias cannot take it; matters: (groups, N/groups), what
+    an error of each output counts.
     """
 
     gram: Array | None
     energy: Array
     mean: Array
+    matters: Array
 
     @cached_property
     def upper(self) -> Array:
@@ -51,24 +50,24 @@ class Inputs:
         return np.asarray(np.square(self.upper).sum(axis=1))
 
     def error(self, change: Array) -> float:
-        """E‖ΔW x‖² (less the mean, where the bias takes it) of a change (groups, N, K)."""
+        """Σ_n m_n E(ΔW x)_n² (less the mean, where the bias takes it) of a change (groups, N, K), m what output n counts."""
         if self.gram is None:
-            return float(np.einsum("gnk,gk->", change * change, self.energy))
-        return float(np.einsum("gnk,gnk->", change @ self.gram, change))
+            return float(np.einsum("gnk,gk,gn->", change * change, self.energy, self.matters))
+        return float(np.einsum("gnk,gnk,gn->", change @ self.gram, change, self.matters))
 
 
 def scores(rows: Array, inputs: Inputs, criterion: str) -> Array:
     """What each entry of `rows` (groups, N, K) is worth; −1 where it is zero already, so that it goes first.
 
-    magnitude: |w|. wanda: |w|·‖x‖ (Sun et al. 2023, arXiv:2306.11695). obs: w²/[H⁻¹]_qq, the least error that removing the
-    entry can leave, (Hassibi & Stork 1993).
+    magnitude: |w|. wanda: |w|·‖x‖ (Sun et al. 2023, arXiv:2306.11695). obs: m w²/[H⁻¹]_qq, the least error that removing the
+    entry can leave (Hassibi & Stork 1993), times what its output counts.
     """
     if criterion == "magnitude":
         found = np.abs(rows)
     elif criterion == "wanda":
         found = np.abs(rows) * np.sqrt(inputs.energy)[:, np.newaxis]
     else:
-        found = rows * rows / inputs.inverse_diagonal[:, np.newaxis]
+        found = rows * rows / inputs.inverse_diagonal[:, np.newaxis] * inputs.matters[..., np.newaxis]
     return np.where(rows == 0, -1.0, found)
 
 

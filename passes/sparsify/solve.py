@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.passes.sparsify.brain import WORK, Inputs, refit_rows, refit_work, scores, sweep
+from onnx_compress.numerics.masked import refit_rows, refit_work
+from onnx_compress.passes.sparsify.brain import WORK, Inputs, scores, sweep
 from onnx_compress.passes.sparsify.patterns import (
     Pattern,
     connectivity,
@@ -100,11 +101,12 @@ def _masked(
 
     # > as many in each block as the whole layer's ranking puts there: inputs differ in what they carry
     def chosen(now: Array, start: int, end: int) -> Array:
-        return largest(now, int((~keep[..., start:end]).sum()))
+        worth = np.where(now < 0, now, now * inputs.matters[..., np.newaxis])
+        return largest(worth, int((~keep[..., start:end]).sum()))
 
     return sweep(rows, inputs.upper, chosen, BLOCK)
 
 
 def _turned(inputs: Inputs, places: Array) -> Inputs:
     gram = None if inputs.gram is None else inputs.gram[:, places][..., places]
-    return Inputs(gram, inputs.energy[:, places], inputs.mean[:, places])
+    return Inputs(gram, inputs.energy[:, places], inputs.mean[:, places], inputs.matters)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import UsageError
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.sparsify.aim import aimed
 from onnx_compress.passes.sparsify.allocate import Curve, cheapest, even, share_out
 from onnx_compress.passes.sparsify.layers import find_layers
 from onnx_compress.passes.sparsify.patterns import parse, reason_against
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.sparsify.solve import Sparse
     from onnx_compress.runtime.data import Data
 
 TRIALS = 7  # of bisection towards the tolerance
@@ -76,7 +78,9 @@ class Sparsify:
             criterion=self.criterion,
             repair=self.repair != "none" and data is not None,
             exclude=self.exclude,
-            threads=job.clock.threads if job.clock is not None else 0,
+            threads=job.clock.threads,
+            seed=job.seed,
+            progress=job.progress,
         )
         if not study.layers:
             return Result(job.model, (), study.skips)
@@ -92,12 +96,12 @@ class Sparsify:
                 )
         else:
             assert held is not None
-            zeros = self._to_tolerance(job, study, curves, held)
+            zeros = self._to_tolerance(job, study, curves, fit, held)
         if data is None and self.repair != "none":
             warnings.append(
                 "sparsify without --data repairs nothing: its outputs may be far from the original's"
             )
-        return _result(job, study, zeros, warnings)
+        return _result(job, study, zeros, fit if study.repair else None, warnings)
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
         """Every weight that could take zeros, and why the others are left alone."""
@@ -120,7 +124,9 @@ class Sparsify:
         counts = share_out(curves, total) if curves else even([layer.size for layer in study.layers], total)
         return {n: count for n, count in enumerate(counts) if count > study.layers[n].zeros}
 
-    def _to_tolerance(self, job: Job, study: Study, curves: list[Curve], held: Data) -> dict[int, int]:
+    def _to_tolerance(
+        self, job: Job, study: Study, curves: list[Curve], fit: Data | None, held: Data
+    ) -> dict[int, int]:
         """The most zeros within the tolerance, by bisection on their share.
 
         The search looks at models that are not refitted and expects what refitting gains: a fifth at first, then as measured.
@@ -148,7 +154,7 @@ class Sparsify:
                     best, low = zeros, middle
                 else:
                     high = middle
-            error = reference.error(study.sparse(best, job.progress)) if best else 0.0
+            error = reference.error(_sparse(job, study, best, fit)[0]) if best else 0.0
             if error <= allowed:
                 return best
             # a little more than measured, so that the next one is smaller
@@ -175,18 +181,29 @@ def _share(study: Study, zeros: Mapping[int, int]) -> float:
     return sum(zeros.get(n, layer.zeros) for n, layer in enumerate(study.layers)) / study.size
 
 
-def _result(job: Job, study: Study, zeros: Mapping[int, int], warnings: list[str]) -> Result:
+def _sparse(
+    job: Job, study: Study, zeros: Mapping[int, int], fit: Data | None
+) -> tuple[Model, Mapping[int, Sparse]]:
+    """The model with this many zeros in each of these layers, refitted on `fit` where there is any; and the layers."""
+    if fit is not None and study.repair:
+        return aimed(study, zeros, job, fit)
+    model = study.sparse(zeros, job.progress)
+    return model, {n: found for n, count in zeros.items() if (found := study.solved(n, count)) is not None}
+
+
+def _result(
+    job: Job, study: Study, zeros: Mapping[int, int], fit: Data | None, warnings: list[str]
+) -> Result:
     """The model, and the report of it."""
     skips = list(study.skips)
-    model = study.sparse(zeros, job.progress) if zeros else job.model
+    model, found = _sparse(job, study, zeros, fit) if zeros else (job.model, {})
     changes = []
     for number, layer in enumerate(study.layers):
-        found = study.solved(number, zeros[number]) if number in zeros else None
-        if found is None:
-            skips.append(
-                Skip(layer.name, f"left as it is, {layer.zeros / layer.size:.1%} zeros: others cost less")
-            )
+        sparse = found.get(number) if number in zeros else None
+        if sparse is None:
+            why = "others cost less" + ("; refitted to the layers before it" if number in found else "")
+            skips.append(Skip(layer.name, f"left as it is, {layer.zeros / layer.size:.1%} zeros: {why}"))
             continue
-        before, after = (f"{count / layer.size:.1%} zeros" for count in (layer.zeros, found.zeros))
-        changes.append(Change(layer.name, "sparsify", before, after, found.error))
+        before, after = (f"{count / layer.size:.1%} zeros" for count in (layer.zeros, sparse.zeros))
+        changes.append(Change(layer.name, "sparsify", before, after, sparse.error))
     return Result(model, changes, skips, warnings=[*warnings, NOTE] if changes else warnings)

@@ -9,14 +9,17 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onnx_compress.contract import Skip
+from onnx_compress.model.cost import cost
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.sparsify.allocate import LEVELS, Curve
 from onnx_compress.passes.sparsify.brain import Inputs
 from onnx_compress.passes.sparsify.layers import find_layers, put
 from onnx_compress.passes.sparsify.patterns import reason_against
+from onnx_compress.passes.sparsify.probe import matters, probes
 from onnx_compress.passes.sparsify.solve import Sparse, solve
 from onnx_compress.runtime.agreement import Reference
+from onnx_compress.runtime.grams import WIDEST
 from onnx_compress.runtime.observe import observe
 from onnx_compress.runtime.requests import Gram
 
@@ -38,6 +41,10 @@ PROBE = 0.5  # share of zeros with which it does
 FEW = 1e-6  # of the most sensitive layer: what the least sensitive counts at least
 
 
+def _silent(done: int, total: int, what: str) -> None:
+    """Progress goes nowhere."""
+
+
 class Study:
     """The layers of `model` that can take the pattern, by number; a layer is solved when first asked for.
 
@@ -54,13 +61,16 @@ class Study:
         repair: bool,
         exclude: str | None,
         threads: int,
+        seed: int = 0,
+        progress: Progress = _silent,
     ) -> None:
         self.model = model
         self.pattern = pattern
         self.criterion = criterion
         self.repair = repair
         self.threads = threads
-        layers, self.skips = find_layers(Surgery(model), infer(model), exclude)
+        self.shapes = infer(model)
+        layers, self.skips = find_layers(Surgery(model), self.shapes, exclude)
         self.layers: list[Layer] = []
         for layer in layers:
             why = reason_against(pattern, layer.rows, layer.taps)
@@ -69,18 +79,31 @@ class Study:
             else:
                 self.skips.append(Skip(layer.name, why))
         self.size = sum(layer.size for layer in self.layers)
+        self.widest = WIDEST
+        self.matters = [np.ones(layer.rows.shape[:2]) for layer in self.layers]
+        if data is not None and criterion == "obs" and self.layers:
+            feeds = next(iter(data.batches(1)))
+            macs = cost(model, infer(model, {name: value.shape for name, value in feeds.items()})).macs
+            self.matters = matters(
+                model,
+                self.layers,
+                data,
+                probes(self.layers, macs),
+                seed,
+                lambda number: progress(number, len(self.layers), "probe"),
+            )
         self._inputs = [_plain(layer) for layer in self.layers] if data is None else self._look(data)
         self._solved: dict[tuple[int, int, bool], Sparse] = {}
 
     def _look(self, data: Data) -> list[Inputs]:
         found = observe(self.model, data, {Gram(layer.input) for layer in self.layers}, threads=self.threads)
         inputs = []
-        for layer in self.layers:
+        for layer, matter in zip(self.layers, self.matters, strict=True):
             stat = found[Gram(layer.input)]
             mean = stat.mean if layer.shifts and self.repair else np.zeros_like(stat.mean)
             energy = np.maximum(stat.diagonal() - mean * mean, 0.0)
             gram = stat.gram - mean[:, :, np.newaxis] * mean[:, np.newaxis] if stat.kind == "full" else None
-            inputs.append(Inputs(gram, energy, mean))
+            inputs.append(Inputs(gram, energy, mean, matter))
         return inputs
 
     def solved(self, number: int, zeros: int, *, rough: bool = False) -> Sparse | None:
@@ -164,9 +187,5 @@ class Study:
 
 def _plain(layer: Layer) -> Inputs:
     """Inputs of which nothing is known: uncorrelated, all of one size."""
-    groups, _, width = layer.rows.shape
-    return Inputs(None, np.ones((groups, width)), np.zeros((groups, width)))
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    """Progress goes nowhere."""
+    groups, outputs, width = layer.rows.shape
+    return Inputs(None, np.ones((groups, width)), np.zeros((groups, width)), np.ones((groups, outputs)))
