@@ -135,9 +135,12 @@ def _products(x: Array) -> Array:
 
 def _finished(block: Array, taps: int) -> Array:
     """Symmetric matrices, their order (tap, channel) turned to (channel, tap)."""
-    order = np.arange(block.shape[-1]).reshape(taps, -1).T.ravel()
     whole: Array = (block + block.swapaxes(1, 2)) / 2
-    return whole if taps == 1 else whole[:, order[:, np.newaxis], order]
+    if taps == 1:
+        return whole
+    group, inputs = whole.shape[:2]
+    split = whole.reshape(group, taps, inputs // taps, taps, inputs // taps)
+    return np.ascontiguousarray(split.transpose(0, 2, 1, 4, 3)).reshape(group, inputs, inputs)
 
 
 def _column_sums(flat: Array) -> Array:
