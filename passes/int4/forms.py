@@ -1,7 +1,7 @@
 """How a weight in blocks is stored, so that the file is small and onnxruntime's CPU runs it fast.
 
     MatMul(x, DequantizeLinear(codes, scales))    4 or 8 bits, opset 21: onnxruntime makes MatMulNBits of it at load
-    MatMulNBits(x, codes, scales)                 the same before opset 21, or where several nodes share the weight
+    MatMulNBits(x, codes, scales)                 the same for a Gemm, before opset 21, or where several nodes share the weight
     GatherBlockQuantized(codes, rows, scales)     tables; DequantizeLinear before Gather would unpack all of it at each run
     Mul(Cast(codes), scales)                      everything else: computed once at load, so the file is small, memory is not
 
@@ -22,6 +22,8 @@ from onnx import TensorProto
 from onnx_compress.passes.int4.weights import Weight
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
@@ -32,17 +34,22 @@ if TYPE_CHECKING:
 
 Form = Literal["standard", "contrib", "table", "unfolded"]
 TYPED = 21  # opset of DequantizeLinear with blocks, and of Cast from 4 bits
+IR = 10  # version of the file format that has 4-bit types
 DOMAIN = "com.microsoft"
 INT8 = 4  # accuracy level of MatMulNBits: inputs in 8 bits, as onnxruntime has it for DequantizeLinear too
 
 
-def form_of(weight: Weight, opset: int, *, packed: bool) -> Form:
-    """The form `store` gives the weight. packed: kept in few bits in memory, too, where onnxruntime can."""
-    if not packed or weight.kind == "other":
-        return "unfolded"
-    if weight.kind == "table":
-        return "table"
-    return "standard" if opset >= TYPED and len(weight.users) == 1 else "contrib"
+def form_of(weight: Weight, opset: int, slow: Collection[Form]) -> Form:
+    """The form `store` gives the weight: the first that fits and is not among those found `slow`."""
+    forms: list[Form] = []
+    if weight.kind == "product":
+        # > onnxruntime fuses a Gemm with the activation behind it, and then unpacks the weight at each run
+        if opset >= TYPED and [node.op for node, _ in weight.users] == ["MatMul"]:
+            forms.append("standard")
+        forms.append("contrib")
+    elif weight.kind == "table":
+        forms.append("table")
+    return next((form for form in forms if form not in slow), "unfolded")
 
 
 def store(surgery: Surgery, weight: Weight, blocks: Blocks, form: Form) -> None:
@@ -58,9 +65,11 @@ def store(surgery: Surgery, weight: Weight, blocks: Blocks, form: Form) -> None:
             _unfold(surgery, weight, blocks)
 
 
-def import_domain(model: onnx.ModelProto) -> None:
-    """The domain of onnxruntime's own operators among the model's."""
-    if all(entry.domain != DOMAIN for entry in model.opset_import):
+def declare(model: onnx.ModelProto, forms: Collection[Form]) -> None:
+    """Makes the model say what its weights need: onnxruntime's own domain, and the version that has 4-bit types."""
+    if forms and next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")) >= TYPED:
+        model.ir_version = max(model.ir_version, IR)
+    if {"contrib", "table"} & set(forms) and all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid(DOMAIN, 1))
 
 
@@ -85,8 +94,6 @@ def _dequantize(surgery: Surgery, weight: Weight, blocks: Blocks) -> None:
         inputs.append(surgery.constant(f"{name}_zeros", np.ascontiguousarray(zeros.T)))
     made = surgery.node("DequantizeLinear", f"{name}_dequantize", inputs, axis=0, block_size=blocks.block)
     node.inputs[index] = made.outputs[0]
-    if node.op == "Gemm":
-        node.attrs.pop("transB", None)
     at = next(i for i, other in enumerate(surgery.graph.nodes) if other is node)
     surgery.graph.nodes.insert(at, made)
 

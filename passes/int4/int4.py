@@ -117,18 +117,18 @@ class Int4:
         return found, []
 
     def _choose_forms(self, study: Study, job: Job, data: Data) -> None:
-        """Weights stay packed in memory unless that makes the model slower; then those of products are unfolded, then all."""
+        """Drops forms that make the model slower than it was: first that of standard products, then one after the other."""
         feeds = next(iter(data.batches(job.batch)), None)
-        kinds = {weight.kind for weight in study.weights} - {"other"}
-        for kind in ("product", "table"):
-            if feeds is None or kind not in kinds - study.unpacked:
+        quick = Study(study.model, self.block, self.exclude)
+        for form in ("standard", "contrib", "table"):
+            levels = [0 if quick.form(n) == "unfolded" else 4 for n in range(len(quick.weights))]
+            if feeds is None or all(quick.form(n) != form for n in range(len(quick.weights))):
                 continue
-            quick = Study(study.model, self.block, self.exclude)
-            quick.unpacked = set(study.unpacked)
-            packed = quick.stored([4 if weight.kind in kinds - study.unpacked else 0 for weight in quick.weights])
-            if job.clock.decide(f"({kind}s packed)", "keep", job.model, packed, feeds, "not-slower").kept:
+            packed = quick.stored(levels)
+            if job.clock.decide(f"({form} form)", "keep", job.model, packed, feeds, "not-slower").kept:
                 break
-            study.unpacked.add(kind)  # type: ignore[arg-type]
+            quick.slow.add(form)
+        study.slow = set(quick.slow)
 
     def _search(self, study: Study, job: Job, held: Data) -> tuple[list[int], Model]:
         """The fewest bits within the tolerance: all 4; else, the worst for their size first, 8; then float."""

@@ -11,7 +11,7 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.blocks import Blocks, block_near, compensate, dearer, grid, row_errors
 from onnx_compress.passes.int4.bias import add_to_bias
-from onnx_compress.passes.int4.forms import form_of, import_domain, store
+from onnx_compress.passes.int4.forms import declare, form_of, store
 from onnx_compress.passes.int4.weights import find_weights
 from onnx_compress.runtime.observe import observe
 from onnx_compress.runtime.opset import opset
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from onnx_compress.contract import Skip
     from onnx_compress.model.document import Model
     from onnx_compress.passes.int4.forms import Form
-    from onnx_compress.passes.int4.weights import Kind, Weight
+    from onnx_compress.passes.int4.weights import Weight
     from onnx_compress.runtime.data import Data
     from onnx_compress.runtime.requests import GramStat
 
@@ -54,7 +54,7 @@ class Coded:
 class Study:
     """The weights of `model` by number, each rounded when first asked for; `levels` says how many bits each gets.
 
-    A level is 4, 8 or 0: left in float. unpacked: kinds of weights that onnxruntime is to unfold when it loads the model.
+    A level is 4, 8 or 0: left in float. slow: forms that are not to be used, since the clock found them slow.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Study:
         self.opset = opset(model)
         self.shapes = infer(model)
         self.weights, self.skips = self._find(Surgery(model))
-        self.unpacked: set[Kind] = set()
+        self.slow: set[Form] = set()
         self._data: Data | None = None
         self._threads = 0
         self._coded: dict[tuple[int, int, int], Coded] = {}
@@ -78,8 +78,7 @@ class Study:
 
     def form(self, number: int) -> Form:
         """How the weight is stored."""
-        weight = self.weights[number]
-        return form_of(weight, self.opset, packed=weight.kind not in self.unpacked)
+        return form_of(self.weights[number], self.opset, self.slow)
 
     def coded(self, number: int, bits: int) -> Coded:
         """The weight in this many bits."""
@@ -111,19 +110,17 @@ class Study:
             self.round([n for n, level in enumerate(levels) if level == bits], bits)
         surgery = Surgery(self.model)
         weights, _ = self._find(surgery)
-        contrib = False
+        forms: set[Form] = set()
         for number, (weight, bits) in enumerate(zip(weights, levels, strict=True)):
             if not bits:
                 continue
             coded = self.coded(number, bits)
             if coded.shift is not None and len(weight.users) == 1:
                 add_to_bias(surgery, weight.users[0][0], coded.shift)
-            form = self.form(number)
-            contrib |= form in ("contrib", "table")
-            store(surgery, weight, coded.blocks, form)
+            forms.add(self.form(number))
+            store(surgery, weight, coded.blocks, self.form(number))
         model = surgery.commit()
-        if contrib:
-            import_domain(model.proto)
+        declare(model.proto, forms)
         return model
 
     def _find(self, surgery: Surgery) -> tuple[list[Weight], list[Skip]]:
