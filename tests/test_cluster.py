@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
+from threadpoolctl import threadpool_limits
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.model.codebook import Codebook, codebook_of, dense_weight, store, unfold
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.cluster import Cluster
 from onnx_compress.numerics.kmeans import assign, codebook, kmeans
+from onnx_compress.passes.cluster import Cluster
 from onnx_compress.runtime.agreement import output_error
 from onnx_compress.runtime.data import open_data
 from onnx_compress.runtime.session import Session, input_specs
@@ -61,7 +62,8 @@ def mlp(*, dead: float = 0.0) -> Model:
 
 def cluster(source: Model, data: Any = None, **options: Any) -> Result:
     opened = None if data is None else open_data(data, input_specs(source))
-    result = Cluster(**options).apply(Job(source, source, opened, 0, cast("Any", None)))
+    with threadpool_limits(1, "blas"):  # as the pipeline does
+        result = Cluster(**options).apply(Job(source, source, opened, 0, cast("Any", None)))
     check(result.model)
     return result
 

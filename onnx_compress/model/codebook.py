@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from onnx_compress.model.surgery import Surgery
 
     Array = NDArray[Any]
-    Shared = dict[tuple[str, bytes], gs.Constant]
+
+Shared = dict[tuple[str, bytes], gs.Constant]  # small constants of several weights, by use and value
 
 LARGEST = 256  # values that indices of one byte can tell apart
 PACKED_FROM = 10  # opset of Mod
@@ -67,9 +68,15 @@ class Codebook:
     @property
     def nbytes(self) -> int:
         """Bytes of values, indices, offsets and scales, the indices packed."""
+        saved = self.indices.size - Packing.of(max(self.clusters, 2)).size(self.indices.size)
+        return self.nbytes_unpacked - saved
+
+    @property
+    def nbytes_unpacked(self) -> int:
+        """The same, a byte an index."""
         beside = 0 if self.axis is None or self.scales is not None else 4 * self.indices.shape[self.axis]
         beside += 0 if self.scales is None else self.scales.nbytes
-        return int(self.values.nbytes + Packing.of(max(self.clusters, 2)).size(self.indices.size) + beside)
+        return int(self.values.nbytes + self.indices.size + beside)
 
     def dense(self) -> Array:
         """The weight.

@@ -1,7 +1,8 @@
-"""How many values each weight needs for the model to keep to a tolerance."""
+"""How many values each weight gets, for the least error of the outputs in the fewest bytes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,92 +15,179 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.contract import Job
-    from onnx_compress.passes.cluster.study import Study
+    from onnx_compress.passes.cluster.study import Solution, Study
     from onnx_compress.runtime.data import Data
 
     Array = NDArray[Any]
 
 MOST = 8  # bits of an index
-DENSE = MOST + 1  # stands for a weight left as it is
 PROBES = 32  # samples that show how much one weight matters
-TRIES = 8  # whole models measured
+PROBE = 0.01  # relative error of a weight with which it does, about
+TRIES = 5  # whole models measured
+ROOM = 0.85  # of the tolerance, aimed at: close enough to stop
+LEAST = 1e-12
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The values of each weight (None: as it is), the weights solved for them, and the error this adds to the outputs."""
+
+    clusters: list[int | None]
+    solution: Solution | None = None
+    error: float | None = None
+
+
+class Table:
+    """What each step of a ladder costs each weight. steps: numbers of values, ascending; the last step leaves it dense.
+
+    bytes, errors: (weights, steps + 1); an error is of the outputs, from a weight's own by how much it matters.
+    """
+
+    def __init__(self, study: Study, steps: list[int], matters: Array) -> None:
+        self.steps: list[int | None] = [*steps, None]
+        numbers = range(len(study.weights))
+        errors = [[study.error(number, step) for step in steps] + [0.0] for number in numbers]
+        self.errors = np.array(errors) * matters[:, np.newaxis]
+        self.bytes = np.array([[study.size(number, step) for step in self.steps] for number in numbers])
+
+    def cheapest(self, allowed: float, scale: float, start: int) -> Array:
+        """The step of each weight whose errors, times `scale`, sum up to `allowed` at most."""
+        return self._climb(start, lambda levels: self.total(levels) * scale <= allowed)
+
+    def within(self, budget: float, start: int) -> Array:
+        """The step of each weight with the least error whose bytes sum up to `budget` at most, or the smallest of all."""
+        levels = self._smallest(start)
+        rows = np.arange(len(levels))
+        while True:
+            best, gain = self._best(levels, budget - self.bytes[rows, levels].sum())
+            if gain <= 0:
+                return levels
+            levels[best[0]] = best[1]
+
+    def total(self, levels: Array) -> float:
+        """The error of all weights together."""
+        return float(self.errors[np.arange(len(levels)), levels].sum())
+
+    def clusters(self, levels: Array) -> list[int | None]:
+        """The number of values at each level."""
+        return [self.steps[level] for level in levels]
+
+    def _smallest(self, start: int) -> Array:
+        return np.full(len(self.bytes), min(start, len(self.steps) - 1))
+
+    def _climb(self, start: int, enough: Callable[[Array], bool]) -> Array:
+        levels = self._smallest(start)
+        while not enough(levels):
+            best, gain = self._best(levels, np.inf)
+            if gain <= 0:
+                break
+            levels[best[0]] = best[1]
+        return levels
+
+    def _best(self, levels: Array, room: float) -> tuple[tuple[int, int], float]:
+        """The (weight, step) that takes most error off for a byte more, of those that fit; and how much."""
+        rows = np.arange(len(levels))
+        gain = self.errors[rows, levels][:, np.newaxis] - self.errors
+        price = self.bytes - self.bytes[rows, levels][:, np.newaxis]
+        higher = np.arange(self.bytes.shape[1]) > levels[:, np.newaxis]
+        rate = np.where(higher & (price <= room), gain / np.maximum(price, 1), -1.0)
+        place = int(rate.argmax())
+        weight, step = divmod(place, rate.shape[1])
+        return (weight, step), float(rate[weight, step])
 
 
 def keep_tolerance(
-    study: Study, job: Job, held: Data, tolerance: float, bits: int
-) -> tuple[list[int | None], float]:
-    """The values of each weight with which the outputs keep to the original's, and the error they add.
+    study: Study, job: Job, fit: Data | None, held: Data, tolerance: float, steps: list[int], start: int
+) -> Choice:
+    """The choice of fewest bytes with which the outputs keep to the original's.
 
-    All weights start at 2^bits values. Where that adds more than `tolerance` on `held`, each weight is clustered alone to
-    see how much it matters; an error falls fourfold with each bit, and errors add up (Panter & Dite 1951), so the weights
-    that gain most for their size get more bits, those that need more than 8 stay as they are. The sum is corrected by
-    what the whole model measures, and the search goes on until that keeps to the tolerance.
+    Each weight clustered alone, on a few samples, shows how much its error matters; errors add up (Panter & Dite 1951 for
+    how they fall with the number of values, here measured). Their sum is corrected by what whole models add on `held`, solved
+    as they will be, until that is within `tolerance` and not far below. fit: None where weights go to their nearest values.
     """
-    reference = Reference(job.original, held)
+    reference = Reference(job.original, held, threads=study.threads)
     base = reference.error(job.model)
-    levels = np.full(len(study.weights), bits)
-    matters: Array | None = None
-    scale = 1.0
+    table = Table(study, steps, _matters(study, held, steps, job.progress))
+    best = Choice([None] * len(study.weights))
+    smallest = np.inf
+    scale, low, high = 1.0, 0.0, np.inf  # the scale is too small at `low`, large enough at `high`
+    tried: set[tuple[int, ...]] = set()
     for turn in range(TRIES):
         job.progress(turn, TRIES, "tolerance")
-        clusters = _clusters(levels)
+        levels = table.cheapest(tolerance, scale, start)
+        if tuple(levels) in tried:
+            break
+        tried.add(tuple(levels))
+        clusters = table.clusters(levels)
         if all(count is None for count in clusters):
             break
-        added = reference.error(study.dense(clusters)) - base
+        solution = None if fit is None else study.solve(clusters, fit)
+        added = reference.error(study.dense(clusters, solution)) - base
+        size = float(table.bytes[np.arange(len(levels)), levels].sum())
+        if added <= tolerance and size < smallest:
+            best, smallest = Choice(clusters, solution, added), size
+        expected = table.total(levels)
         if added <= tolerance:
-            return clusters, added
-        if matters is None:
-            matters = _matters(study, held, bits, job.progress)
-        expected = _expected(matters, levels, bits)
-        # > an infinite or tiny expectation cannot be scaled
-        scale = max(added / expected, 1e-3) if 0 < expected < np.inf and added < np.inf else scale * 4
-        levels = _raise(levels, matters * scale, _sizes(study), tolerance * 0.9, bits)
-    return [None] * len(study.weights), 0.0
+            high = scale
+            if added >= ROOM * tolerance or (levels == start).all():
+                break
+        else:
+            low = scale
+        scale = _next_scale(scale, low, high, added, expected, tolerance)
+    return best
 
 
-def keep_weights(study: Study, tolerance: float, bits: int) -> list[int | None]:
-    """Without data: for each weight the fewest values, at least 2^bits, with an error in the weight within `tolerance`."""
+def _next_scale(
+    scale: float, low: float, high: float, added: float, expected: float, tolerance: float
+) -> float:
+    """What the expected errors are to be multiplied by: by what was measured, kept between what was too little and enough."""
+    if not np.isfinite(added):
+        found = scale * 8
+    elif expected > 0:
+        found = max(added, 0.02 * tolerance) / expected / (0.5 * (1 + ROOM))
+    else:
+        found = scale
+    if low < found < high:
+        return float(found)
+    return float(np.sqrt(low * high)) if np.isfinite(high) and low > 0 else scale * (4 if low else 0.25)
+
+
+def keep_size(
+    study: Study, job: Job, held: Data | None, size: float, steps: list[int]
+) -> tuple[list[int | None], bool]:
+    """The values of each weight with the least error for which the model is `size` of what it is; and whether it can be."""
+    count = len(study.weights)
+    matters = np.ones(count) if held is None else _matters(study, held, steps, job.progress)
+    table = Table(study, steps, matters)
+    dense = float(table.bytes[:, -1].sum())
+    budget = size * job.model.nbytes - (job.model.nbytes - dense)
+    levels = table.within(budget, 0)
+    used = float(table.bytes[np.arange(count), levels].sum())
+    return table.clusters(levels), used <= budget
+
+
+def keep_weights(study: Study, tolerance: float, steps: list[int]) -> list[int | None]:
+    """Without data: for each weight the fewest values with an error in the weight within `tolerance`."""
     found: list[int | None] = []
     for number in range(len(study.weights)):
-        fits = (2**b for b in range(bits, MOST + 1) if study.error(number, 2**b) <= tolerance)
+        fits = (step for step in steps if study.error(number, step) <= tolerance)
         found.append(next(fits, None))
     return found
 
 
-def _matters(study: Study, held: Data, bits: int, progress: Callable[[int, int, str], None]) -> Array:
-    """The output error of each weight alone at 2^bits values, on a few samples, against the model it is in."""
-    few = Reference(study.model, held.take(PROBES))
+def _matters(study: Study, held: Data, steps: list[int], progress: Callable[[int, int, str], None]) -> Array:
+    """The error of the outputs for each weight's own, by one weight clustered at a time, against the model it is in."""
+    few = Reference(study.base, held.take(PROBES), threads=study.threads)
     count = len(study.weights)
-    errors = np.empty(count)
+    ratios = np.zeros(count)
     for number in range(count):
         progress(number, count, "sensitivity")
-        alone = [2**bits if number == other else None for other in range(count)]
-        errors[number] = few.error(study.dense(alone))
-    return np.maximum(np.nan_to_num(errors, posinf=1e9), 1e-12)
-
-
-def _expected(matters: Array, levels: Array, bits: int) -> float:
-    return float(np.where(levels < DENSE, matters * 0.25 ** (levels - bits), 0.0).sum())
-
-
-def _raise(levels: Array, matters: Array, sizes: Array, target: float, bits: int) -> Array:
-    """More bits, one at a time where they help most for their size, until the expected error is within `target`."""
-    levels = levels.copy()
-    changed = False
-    while not changed or _expected(matters, levels, bits) > target:
-        now = matters * 0.25 ** (levels - bits)
-        gain = np.where(levels < MOST, 0.75 * now / sizes, np.where(levels < DENSE, now / sizes / 24, -1.0))
-        best = int(gain.argmax())
-        if gain[best] < 0:
-            break
-        levels[best] += 1
-        changed = True
-    return levels
-
-
-def _clusters(levels: Array) -> list[int | None]:
-    return [None if level >= DENSE else int(2**level) for level in levels]
-
-
-def _sizes(study: Study) -> Array:
-    return np.array([weight.values.size for weight in study.weights])
+        own = [(abs(np.log(max(study.error(number, step), LEAST) / PROBE)), step) for step in steps]
+        step = min(own)[1]
+        error = study.error(number, step)
+        if error > 0:
+            alone = [step if number == other else None for other in range(count)]
+            ratios[number] = few.error(study.dense(alone)) / error
+    finite = np.where(np.isfinite(ratios), ratios, 1e9)
+    found: Array = np.maximum(finite, 1e-9 * finite.max(initial=LEAST))
+    return found

@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnx_compress.contract import Change, Result, Skip
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.cluster.allocate import MOST, keep_tolerance, keep_weights
+from onnx_compress.passes.cluster.allocate import MOST, Choice, keep_size, keep_tolerance, keep_weights
+from onnx_compress.passes.cluster.palettes import TERNARY, Style
 from onnx_compress.passes.cluster.study import Study
 from onnx_compress.passes.cluster.weights import find_weights
 from onnx_compress.recipe import option
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from onnx_compress.contract import Job
+    from onnx_compress.model.codebook import Codebook
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
     from onnx_compress.runtime.data import Data
@@ -25,24 +27,39 @@ BITS = 5
 TOLERANCE = 0.02  # relative output error on held-out data
 WEIGHT_TOLERANCE = 1e-4  # relative error of a weight, where there is no data to measure outputs on
 OPSET = 7  # before it, Add does not broadcast by itself
+NOTE = (
+    "clustered weights save disk and download, not memory: onnxruntime unfolds them when it loads the model"
+)
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """k-means weight sharing, stored as a codebook and indices of one byte that onnxruntime unfolds at load."""
+    """k-means weight sharing, stored as a codebook and packed indices that onnxruntime unfolds at load."""
 
     name: ClassVar[str] = "cluster"
 
     bits: int | None = option(
-        None, "bits of an index [5; more where the tolerance asks for it]", low=1, high=8
+        None,
+        "bits of an index, or binary bases [as few as the tolerance allows; 5 without it]",
+        low=1,
+        high=8,
     )
     clusters: int | None = option(None, "values a weight may take, instead of bits", low=2, high=256)
     tolerance: Literal["auto"] | float | None = option(
         "auto", "relative output error that may be added on held-out data [0.02]", low=0
     )
-    codebook: Literal["kmeans", "linear"] = option("kmeans", "how the values are chosen")
-    granularity: Literal["tensor", "channel"] = option("tensor", "what shares a codebook")
+    size: float | None = option(
+        None, "fraction of the model's bytes to keep, instead of a tolerance", low=0, high=1
+    )
+    codebook: Literal["kmeans", "linear", "ternary", "binary"] = option("kmeans", "how the values are chosen")
+    granularity: Literal["tensor", "channel", "block"] = option(
+        "tensor", "what shares a codebook; block: channels of like spread"
+    )
     weighting: Literal["gram", "none"] = option("gram", "weigh errors by the inputs they meet")
+    rounding: Literal["gptq", "nearest"] = option(
+        "gptq", "gptq: aim at the original's outputs, later weights make up for earlier ones"
+    )
+    storage: Literal["packed", "bytes"] = option("packed", "indices in the bits they need, or a byte each")
     exclude: str | None = option(None, "regular expression on the names of nodes to leave alone")
 
     def __post_init__(self) -> None:
@@ -50,6 +67,14 @@ class Cluster:
             raise ValueError("bits and clusters exclude each other: 2^bits are the clusters")
         if self.clusters is not None and isinstance(self.tolerance, int | float):
             raise ValueError("clusters is a fixed number: give bits to start from, or the tolerance alone")
+        if self.size is not None and (
+            self.bits is not None or self.clusters is not None or isinstance(self.tolerance, int | float)
+        ):
+            raise ValueError("size excludes bits, clusters and tolerance: it decides the bits of each weight")
+        if self.codebook == "ternary" and (self.bits is not None or self.clusters is not None):
+            raise ValueError("a ternary codebook has three values: it excludes bits and clusters")
+        if self.codebook == "binary" and self.clusters is not None:
+            raise ValueError("a binary codebook takes bits, the number of its bases, and excludes clusters")
         try:
             re.compile(self.exclude or "")
         except re.error as error:
@@ -60,16 +85,19 @@ class Cluster:
         opset = next((o.version for o in job.model.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
         if opset < OPSET:
             return Result(job.model, skips=[Skip("(model)", f"opset {opset} is too old: it needs {OPSET}")])
-        channel = self.granularity == "channel"
-        study = Study(job.model, kind=self.codebook, per_channel=channel, exclude=self.exclude)
+        style = Style(self.codebook, self.granularity)
+        study = Study(job, style, exclude=self.exclude, compact=self.storage == "packed")
         if not study.weights:
             return Result(job.model, skips=study.skips)
         data = None if job.data is None or job.data.random else job.data
         fit, held = data.split(seed=job.seed) if data is not None else (None, None)
         if fit is not None:
             study.look(fit, weigh=self.weighting == "gram")
-        clusters, skips = self._clusters(study, job, held)
-        return _result(study, clusters, [*study.skips, *skips])
+        aimed = fit if self.weighting == "gram" and self.rounding == "gptq" else None
+        choice, skips, warnings = self._choose(study, job, aimed, held)
+        if choice.solution is None and aimed is not None:
+            choice = Choice(choice.clusters, study.solve(_changed(study, choice), aimed))
+        return _result(study, choice, [*study.skips, *skips], warnings)
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:  # noqa: ARG002 - weights need no shapes
         """Every weight that could be clustered, and why the others are left alone."""
@@ -80,44 +108,75 @@ class Cluster:
         ]
         return Result(model, changes, skips)
 
-    def _clusters(self, study: Study, job: Job, held: Data | None) -> tuple[list[int | None], list[Skip]]:
+    def _choose(
+        self, study: Study, job: Job, aimed: Data | None, held: Data | None
+    ) -> tuple[Choice, list[Skip], list[str]]:
         """How many values each weight gets."""
+        steps = [TERNARY] if self.codebook == "ternary" else [2**bits for bits in range(1, MOST + 1)]
+        if self.size is not None:
+            found, met = keep_size(study, job, held, self.size, steps)
+            short = f"cluster: size={self.size:g} cannot be reached; weights have the fewest values they can"
+            return Choice(found), [], [] if met else [short]
         fixed = self.bits is not None or self.clusters is not None
-        count = self.clusters or 2 ** (self.bits or BITS)
         if self.tolerance is None or (fixed and self.tolerance == "auto"):
-            return [count] * len(study.weights), []
+            count = self.clusters or (TERNARY if self.codebook == "ternary" else 2 ** (self.bits or BITS))
+            return Choice([count] * len(study.weights)), [], []
         tolerance = TOLERANCE if self.tolerance == "auto" else float(self.tolerance)
+        start = 0 if self.bits is None or self.codebook == "ternary" else self.bits - 1
         if held is None:
-            # > most at once: what fewer values do to the outputs is unknown, and the file is no larger
-            unasked = self.tolerance == "auto"
-            limit = WEIGHT_TOLERANCE if unasked else tolerance
-            found = keep_weights(study, limit, MOST if unasked else self.bits or BITS)
-            why = f"even 256 values change its weight by more than {limit:g}"
+            # > what fewer values do to the outputs is unknown: a tighter bound
+            limit = WEIGHT_TOLERANCE if self.tolerance == "auto" else tolerance
+            choice = Choice(keep_weights(study, limit, steps[start:]))
+            why = f"even {steps[-1]} values change its weight by more than {limit:g}"
         else:
-            found, _ = keep_tolerance(study, job, held, tolerance, self.bits or BITS)
+            choice = keep_tolerance(study, job, aimed, held, tolerance, steps, start)
             why = f"left as it is to keep within the tolerance of {tolerance:g}"
-        missed = [Skip(w.name, why) for w, c in zip(study.weights, found, strict=True) if c is None]
-        return found, missed
+        pairs = zip(study.weights, choice.clusters, strict=True)
+        return choice, [Skip(weight.name, why) for weight, count in pairs if count is None], []
 
 
-def _result(study: Study, clusters: Sequence[int | None], skips: list[Skip]) -> Result:
+def _changed(study: Study, choice: Choice) -> list[int | None]:
+    """The values of each weight, None for those that have no more already."""
+    pairs = zip(study.before, choice.clusters, strict=True)
+    return [
+        None if count is None or (book is not None and book.clusters <= count) else count
+        for book, count in pairs
+    ]
+
+
+def _result(study: Study, choice: Choice, skips: list[Skip], warnings: list[str]) -> Result:
     """The model with what gains in size stored as codebooks, and the report of it."""
-    chosen = list(clusters)
+    chosen = _changed(study, choice)
     changes = []
-    for number, (weight, count) in enumerate(zip(study.weights, clusters, strict=True)):
+    for number, (weight, count) in enumerate(zip(study.weights, choice.clusters, strict=True)):
+        before = study.before[number]
         if count is None:
             continue
-        if weight.book is not None and weight.book.clusters <= count:
-            chosen[number] = None
-            skips.append(Skip(weight.name, f"already clustered to {weight.book.clusters} values"))
+        if chosen[number] is None:
+            assert before is not None
+            skips.append(Skip(weight.name, f"already clustered to {before.clusters} values"))
             continue
-        book = study.book(number, count)
-        values = weight.values
-        shape = "x".join(map(str, values.shape))
-        before = f"{values.dtype} {shape}" if weight.book is None else f"{weight.book.clusters} values"
-        after = f"{book.clusters} values" + ("" if book.axis is None else " a channel")
-        changes.append(Change(weight.name, "cluster", before, after, study.error(number, count)))
+        solved = None if choice.solution is None else choice.solution.books.get(number)
+        book = study.book(number, count) if solved is None else solved
+        error = study.error(number, count)
+        if solved is not None and choice.solution is not None:
+            error = choice.solution.errors[number]
+        shape = "x".join(map(str, weight.shape))
+        was = f"{weight.values.dtype} {shape}" if before is None else f"{before.clusters} values"
+        changes.append(Change(weight.name, "cluster", was, _words(book), error))
     if all(count is None for count in chosen):
-        return Result(study.model, skips=skips)
-    note = "clustered weights save disk and download, not memory: onnxruntime unfolds them when it loads the model"
-    return Result(study.stored(chosen), changes, skips, warnings=[note])
+        return Result(study.job.model, skips=skips, warnings=warnings)
+    return Result(study.stored(chosen, choice.solution), changes, skips, warnings=[*warnings, NOTE])
+
+
+def _words(book: Codebook) -> str:
+    """What a weight became."""
+    if book.scales is not None:
+        return f"{book.clusters} values times a scale a channel"
+    if book.axis is None:
+        return f"{book.clusters} values"
+    return (
+        f"{book.clusters} values a channel"
+        if book.books is None
+        else f"{len(book.values)} books of {book.clusters} values"
+    )

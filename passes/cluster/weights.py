@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Skip
-from onnx_compress.model.codebook import Codebook, codebook_of, store
+from onnx_compress.model.codebook import Codebook, Shared, codebook_of, store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,6 +61,12 @@ class Weight:
     def name(self) -> str:
         """The layer that the report names."""
         return str(self.users[0][0].name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        shape = self.tensor.shape if self.book is None else self.book.indices.shape
+        return tuple(int(size) for size in shape)
 
     @property
     def values(self) -> Array:
@@ -114,9 +120,12 @@ def replace_dense(surgery: Surgery, weight: Weight, values: Array) -> None:
         _redirect(weight, surgery.constant(f"{weight.tensor.name}_dense", values))
 
 
-def replace_stored(surgery: Surgery, weight: Weight, book: Codebook) -> None:
+def replace_stored(
+    surgery: Surgery, weight: Weight, book: Codebook, shared: Shared, *, compact: bool = True
+) -> None:
     """Puts `book`, stored as a codebook, in the weight's place, before everything that may read it."""
-    nodes, tensor = store(surgery, weight.tensor.name, book)
+    name = weight.tensor.name.removesuffix("_clustered")
+    nodes, tensor = store(surgery, name, book, shared, compact=compact)
     _redirect(weight, tensor)
     weight.graph.nodes[0:0] = nodes
 
@@ -169,13 +178,12 @@ def _add_users(surgery: Surgery, weights: dict[int, Weight]) -> None:
 def _why_not(weight: Weight, exclude: str | None) -> str | None:
     """Why the weight is left alone; "" where that is nothing to report (integers are no weights), None where it is not."""
     tensor = weight.tensor
-    shape = tensor.shape if weight.book is None else weight.book.indices.shape
     dtype = np.dtype(tensor.dtype) if weight.book is None else weight.book.values.dtype
     if dtype.type not in TYPES:
         return "" if dtype.kind in "iubOSU" else f"its weight holds {dtype}"
     if exclude and any(re.search(exclude, node.name) for node, _ in weight.users):
         return "excluded"
-    size = math.prod(shape)
+    size = math.prod(weight.shape)
     if size * (dtype.itemsize - 1) <= OVERHEAD:
         return f"too small to gain anything: {size} values"
     if not np.isfinite(weight.values).all():
