@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from svd_cases import CASES, METHODS, at_full_rank, conv, model_of, run
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
@@ -24,7 +23,7 @@ from onnx_compress.passes.svd import Svd
 from onnx_compress.passes.svd.aim import plain_problem, relative_error, solve
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.factors import Factors
-from onnx_compress.passes.svd.forms import Form, Method, can, form_macs, form_params, full_form
+from onnx_compress.passes.svd.forms import Form, form_macs, form_params
 from onnx_compress.passes.svd.layers import find_layers
 from onnx_compress.passes.svd.ranks import ShareOut
 from onnx_compress.passes.svd.study import Study
@@ -36,33 +35,6 @@ from onnx_compress.runtime.session import Session, input_specs
 from onnx_compress.runtime.walk import Walk
 
 Array = NDArray[Any]
-
-
-METHODS: tuple[Method, ...] = ("svd", "spatial", "tucker2", "cp")
-
-
-def model_of(
-    nodes: list[onnx.NodeProto], weights: dict[str, Array], shape: tuple[int | str, ...], rank: int = 0
-) -> Model:
-    """A model from `x` (of `shape`) to `y` (of as many axes, or `rank`)."""
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * (rank or len(shape)))],
-        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    return Model.from_proto(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    )
-
-
-def conv(kernel: tuple[int, ...], channels: int, outputs: int, size: int = 9, **attrs: Any) -> Model:
-    rng = np.random.default_rng(0)
-    group = attrs.get("group", 1)
-    weights = {"w": rng.normal(size=(outputs, channels // group, *kernel)), "b": rng.normal(size=outputs)}
-    node = helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", **attrs)
-    return model_of([node], weights, ("N", channels, *(size,) * len(kernel)))
 
 
 def net(seed: int = 0, width: int = 12) -> Model:
@@ -105,127 +77,6 @@ def images(model: Model, count: int = 64) -> Data:
 
 def job_of(model: Model, data: Data | None, **extra: Any) -> Job:
     return Job(model, model, data, 0, extra.pop("clock", Clock(1)), **extra)
-
-
-def run(model: Model, x: Array) -> Array:
-    result: Array = Session(model, threads=1).run({"x": x})["y"]
-    return result
-
-
-def at_full_rank(model: Model, method: Method) -> tuple[Model, int]:
-    """The model with every layer factored at full rank, and how many layers that are."""
-    layers, _ = find_layers(Surgery(model), infer(model))
-    plan: dict[str, Factors] = {}
-    for layer in layers:
-        if can(layer, method):
-            factors = solve(plain_problem(layer, None), layer, full_form(layer, method))
-            assert factors is not None
-            plan[layer.output] = factors
-    return apply_factors(model, plan), len(plan)
-
-
-CASES: dict[str, tuple[Model, tuple[int, ...]]] = {}
-
-
-def transpose(kernel: tuple[int, ...], channels: int, outputs: int, **attrs: Any) -> Model:
-    rng = np.random.default_rng(0)
-    size = (channels, outputs // attrs.get("group", 1), *kernel)
-    weights = {"w": rng.normal(size=size), "b": rng.normal(size=outputs)}
-    node = helper.make_node("ConvTranspose", ["x", "w", "b"], ["y"], name="conv", **attrs)
-    return model_of([node], weights, ("N", channels, *(9,) * len(kernel)))
-
-
-def matmul_like(op: str, shape: tuple[int, ...], weight: tuple[int, ...], left: bool, **attrs: Any) -> Model:
-    rng = np.random.default_rng(0)
-    out = attrs.pop("out", 0)
-    inputs = ["w", "x"] if left else ["x", "w"]
-    weights: dict[str, Array] = {"w": rng.normal(size=weight)}
-    if op == "Gemm":
-        inputs.append("b")
-        weights["b"] = rng.normal(size=attrs.pop("bias", (weight[0] if attrs.get("transB") else weight[1],)))
-    return model_of([helper.make_node(op, inputs, ["y"], name="layer", **attrs)], weights, shape, rank=out)
-
-
-CASES["gemm"] = matmul_like("Gemm", (5, 8), (8, 6), False), (5, 8)
-CASES["gemm alpha beta transB"] = (
-    matmul_like("Gemm", (5, 8), (6, 8), False, alpha=0.5, beta=2.0, transB=1),
-    (5, 8),
-)
-CASES["gemm transA"] = matmul_like("Gemm", (8, 5), (8, 6), False, transA=1, alpha=3.0), (8, 5)
-CASES["gemm with a bias matrix"] = matmul_like("Gemm", (5, 8), (8, 6), False, bias=(5, 6)), (5, 8)
-CASES["matmul"] = matmul_like("MatMul", (5, 8), (8, 6), False), (5, 8)
-CASES["batched matmul"] = matmul_like("MatMul", (2, 3, 5, 8), (8, 6), False), (2, 3, 5, 8)
-CASES["matmul, weight left"] = matmul_like("MatMul", (2, 8, 5), (6, 8), True), (2, 8, 5)
-CASES["gemm, weight left"] = (
-    matmul_like("Gemm", (8, 5), (6, 8), True, bias=(6, 1), alpha=0.5, beta=2.0),
-    (8, 5),
-)
-CASES["gemm, weight left, both flipped"] = (
-    matmul_like("Gemm", (5, 8), (8, 6), True, bias=(5,), transA=1, transB=1),
-    (5, 8),
-)
-CASES["stack of matrices"] = matmul_like("MatMul", (2, 3, 5, 8), (3, 8, 6), False), (2, 3, 5, 8)
-CASES["one input, a stack of matrices"] = matmul_like("MatMul", (5, 8), (3, 8, 6), False, out=3), (5, 8)
-CASES["stack of matrices, left"] = matmul_like("MatMul", (2, 3, 8, 5), (3, 6, 8), True), (2, 3, 8, 5)
-CASES["conv transpose"] = transpose((3, 2), 8, 6, strides=[2, 1], pads=[1, 0, 0, 1]), (2, 8, 9, 9)
-CASES["conv transpose grouped"] = (
-    transpose((3, 3), 8, 8, group=2, dilations=[1, 2], output_padding=[1, 0], strides=[2, 1]),
-    (2, 8, 9, 9),
-)
-CASES["conv 1x1"] = conv((1, 1), 8, 6), (2, 8, 9, 9)
-CASES["conv 1x1 strided"] = conv((1, 1), 8, 6, strides=[2, 2]), (2, 8, 9, 9)
-CASES["conv 3x3"] = conv((3, 3), 8, 6, pads=[1, 1, 1, 1]), (2, 8, 9, 9)
-CASES["conv grouped"] = conv((3, 3), 16, 8, group=2, strides=[2, 1]), (2, 16, 9, 9)
-CASES["conv grouped, spatial"] = conv((3, 2), 16, 12, group=2, pads=[1, 0, 1, 1]), (2, 16, 9, 9)
-CASES["conv 1-D"] = conv((5,), 8, 6, dilations=[2]), (2, 8, 9)
-CASES["conv 3-D"] = conv((2, 3, 2), 4, 6, size=5), (2, 4, 5, 5, 5)
-CASES["conv same upper"] = conv((3, 4), 8, 6, auto_pad="SAME_UPPER", strides=[2, 3]), (2, 8, 9, 9)
-CASES["conv same lower"] = conv((4, 2), 8, 6, auto_pad="SAME_LOWER", strides=[2, 2]), (2, 8, 9, 9)
-CASES["conv valid"] = conv((3, 3), 8, 6, auto_pad="VALID"), (2, 8, 9, 9)
-
-
-def fits(name: str, method: Method) -> bool:
-    """Whether the case has a form to check: cp is exact at no rank that could be named."""
-    (layer,), _ = find_layers(Surgery(CASES[name][0]), infer(CASES[name][0]))
-    return method != "cp" and can(layer, method)
-
-
-@pytest.mark.parametrize(
-    ("name", "method"), [(name, method) for name in CASES for method in METHODS if fits(name, method)]
-)
-def test_full_rank_is_the_identity(name: str, method: Method) -> None:
-    """Both factors together are then the weight itself, so every attribute must have gone to the right one."""
-    model, shape = CASES[name]
-    factored, layers = at_full_rank(model, method)
-    assert layers == 1
-    check(factored)
-    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
-    # rounding: two float32 sums of up to 72 terms instead of one
-    np.testing.assert_allclose(run(factored, x), run(model, x), rtol=2e-4, atol=2e-4)
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(draw=st.data())
-def test_full_rank_is_the_identity_for_any_convolution(draw: st.DataObject) -> None:
-    """Stride, dilation and padding split per axis; groups stay together."""
-
-    def pair(low: int, high: int) -> tuple[int, int]:
-        return draw.draw(st.integers(low, high)), draw.draw(st.integers(low, high))
-
-    kernel, strides, dilations = pair(1, 4), pair(1, 3), pair(1, 2)
-    group = draw.draw(st.sampled_from([1, 1, 2]))
-    channels, outputs = group * draw.draw(st.integers(4, 6)), group * draw.draw(st.integers(4, 7))
-    attrs: dict[str, Any] = {"strides": strides, "dilations": dilations, "group": group}
-    if draw.draw(st.booleans()):
-        attrs["pads"] = draw.draw(st.lists(st.integers(0, 2), min_size=4, max_size=4))
-    elif dilations == (1, 1):
-        attrs["auto_pad"] = draw.draw(st.sampled_from(["SAME_UPPER", "SAME_LOWER", "VALID"]))
-    model = conv(kernel, channels, outputs, size=10, **attrs)
-    x = np.random.default_rng(2).normal(size=(2, channels, 10, 10)).astype(np.float32)
-    for method in ("svd", "spatial"):
-        factored, layers = at_full_rank(model, method)
-        if layers:
-            np.testing.assert_allclose(run(factored, x), run(model, x), rtol=2e-4, atol=2e-4)
 
 
 def test_predicted_error_is_the_measured_one() -> None:
@@ -341,7 +192,6 @@ def test_macs_and_params_are_those_counted() -> None:
     for method in METHODS:
         form = Form(method, 4, 3 if method == "tucker2" else 0)
         factors = solve(plain_problem(layer, None), layer, form)
-        assert factors is not None
         factored = apply_factors(model, {"y": factors})
         found = cost(factored, infer(factored, {"x": (1, 16, 9, 9)}))
         assert found.macs == form_macs(layer, form)

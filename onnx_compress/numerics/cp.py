@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 RIDGE = 1e-7  # of the mean diagonal of a part's normal equations: how far it is held to what it is
-CANCELLING = 100.0  # the components' energy over that of their sum, from which they cancel rather than add up
+CANCELLING = 1e4  # the components' energy over that of their sum: two digits are lost in adding them up
 STEPS = 4  # of conjugate gradients towards the best channel part
 
 
@@ -47,14 +47,12 @@ def cp_factors(
     size = weight[0].size
     gram = np.eye(size) if gram is None else gram
     starts = [list(start)] if start is not None else _starts(weight, rank)
-    best, least = starts[0], np.inf
-    for parts in starts:
-        fitted = _refitted(parts, weight, gram, sweeps if start is not None else min(sweeps, 2))
-        lost = _lost(weight, fitted, gram)
-        if lost < least:
-            best, least = fitted, lost
-    if start is None and sweeps > 2:  # the more promising start is followed
-        best = _refitted(best, weight, gram, sweeps - 2)
+    if len(starts) > 1:  # the more promising one, after a sweep, is followed
+        starts = sorted(
+            (_refitted(parts, weight, gram, 1) for parts in starts), key=lambda p: _lost(weight, p, gram)
+        )
+        sweeps -= 1
+    best = _refitted(starts[0], weight, gram, sweeps)
     return None if _cancelling(best, gram) else best
 
 
@@ -146,13 +144,13 @@ def _balanced(parts: Sequence[Array]) -> list[Array]:
 
 
 def _starts(weight: Array, rank: int) -> list[list[Array]]:
-    found = [_largest(weight, rank)]
+    found = [largest_components(weight, rank)]
     if rank <= min(weight.shape[:2]):
         found.append(_simultaneous(weight, rank))
     return found
 
 
-def _largest(weight: Array, rank: int) -> list[Array]:
+def largest_components(weight: Array, rank: int) -> list[Array]:
     """The largest components of the filter's nested singular value decompositions: exact once all are taken."""
     n, c = weight.shape[:2]
     kernel = weight.shape[2:]

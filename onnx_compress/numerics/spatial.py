@@ -134,7 +134,10 @@ def _conjugate_gradients(
         if slope <= 0 or float(np.vdot(residual, residual)) <= stop:
             break
         image = apply(direction)
-        length = slope / max(float(np.vdot(direction, image)), np.finfo(float).tiny)
+        curvature = float(np.vdot(direction, image))
+        if not curvature > 1e-200:
+            break
+        length = slope / curvature
         x = x + length * direction
         residual = residual - length * image
         fresh = precondition(residual)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_compress.numerics.cp import cp_factors
+from onnx_compress.numerics.cp import cp_factors, largest_components
 from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale
 from onnx_compress.numerics.spatial import spatial_factors
 from onnx_compress.numerics.tucker import tucker_factors
@@ -111,18 +111,15 @@ def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
 
 def solve(
     problem: Problem, layer: Layer, form: Form, start: Factors | None = None, sweeps: int = 2
-) -> Factors | None:
-    """The factors of this form that lose least, None where cp has none; start: factors of it to begin from."""
+) -> Factors:
+    """The factors of this form that lose least; start: factors of it to begin from."""
     if form.method == "dense":
         factors = Factors("dense", (problem.weight,))
     else:
         found = []
         for group in range(layer.groups):
             begin = None if start is None else [part[group] for part in start.parts]
-            parts = _SOLVERS[form.method](problem, layer, form, group, begin, sweeps)
-            if parts is None:
-                return None
-            found.append(parts)
+            found.append(_SOLVERS[form.method](problem, layer, form, group, begin, sweeps))
         factors = Factors(form.method, tuple(np.stack(side) for side in zip(*found, strict=True)))
     if problem.mean_x is None or problem.mean_y is None:
         return factors
@@ -184,12 +181,14 @@ def _solve_tucker(
 
 def _solve_cp(
     problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
-) -> list[Array] | None:
-    filters = layer.filters(problem.weight, group)
-    return cp_factors(filters, problem.metric(group), form.rank, start=start, sweeps=CP_EFFORT * sweeps)
+) -> list[Array]:
+    """Where the components come to cancel each other, those of fewer sweeps, or the start's."""
+    filters, metric = layer.filters(problem.weight, group), problem.metric(group)
+    tries = (cp_factors(filters, metric, form.rank, start=start, sweeps=n) for n in (CP_EFFORT * sweeps, 1))
+    return next((parts for parts in tries if parts), None) or largest_components(filters, form.rank)
 
 
-_SOLVERS: dict[str, Callable[..., list[Array] | None]] = {
+_SOLVERS: dict[str, Callable[..., list[Array]]] = {
     "svd": _solve_svd,
     "spatial": _solve_spatial,
     "tucker2": _solve_tucker,

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 Method = Literal["svd", "spatial", "tucker2", "cp", "dense"]
 
 CHOICES = 48  # ranks of one method in a table
+CP_WORK = (
+    1e8  # rank times inputs², what one step of a fit takes: above that cp is taken only where it is asked for
+)
 
 
 class Form(NamedTuple):

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 ANCHORS = 4  # forms at which an estimated table is computed in full; between them it follows the estimate
 SWEEPS = 2  # of refitting all parts at these
-CP_SWEEPS = 8  # the same of cp, which starts further away
+CP_SWEEPS = 4  # the same of cp, which starts further away
+CP_ANCHORS = 3  # whose errors fall smoothly with the rank
 STEPS = 4096  # of the budget in the share-out
 
 
@@ -56,8 +57,6 @@ def table(
         forms = candidates(layer, method, multiple, by=by, only=only)
         if not forms:
             continue
-        if method == "cp":
-            forms = thinned(forms, ANCHORS)
         for form, error in zip(forms, _ERRORS[method](layer, problem, forms), strict=True):
             if np.isfinite(error):
                 options.append(Option(form, form_macs(layer, form), form_params(layer, form), error))
@@ -123,19 +122,29 @@ def _tucker_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> lis
 
 
 def _cp_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[float]:
-    """Measured at every form; infinite where the components cancel each other."""
-    errors = []
-    for form in forms:
-        total = 0.0
-        for group in range(layer.groups):
-            filters, gram = layer.filters(problem.weight, group), problem.metric(group)
-            parts = cp_factors(filters, gram, form.rank, sweeps=CP_SWEEPS)
-            rest = np.inf
-            if parts is not None:
-                rest = energy((filters - cp_product(parts)).reshape(len(filters), -1), problem.gram(group))
-            total += rest
-        errors.append(total / problem.energy)
-    return errors
+    """Measured at a few ranks, between them a power of the rank; infinite where the components cancel each other."""
+    picks = thinned(forms, CP_ANCHORS)
+    errors = [_cp_error(layer, problem, form.rank) for form in picks]
+    known = [(form.rank, error) for form, error in zip(picks, errors, strict=True) if np.isfinite(error)]
+    if not known:
+        return [np.inf] * len(forms)
+    ranks, values = np.log(np.maximum(np.array(known), 1e-15)).T
+    cancelling = {form.rank for form, error in zip(picks, errors, strict=True) if not np.isfinite(error)}
+    return [
+        np.inf if form.rank in cancelling else float(np.exp(np.interp(np.log(form.rank), ranks, values)))
+        for form in forms
+    ]
+
+
+def _cp_error(layer: Layer, problem: Problem, rank: int) -> float:
+    total = 0.0
+    for group in range(layer.groups):
+        filters = layer.filters(problem.weight, group)
+        parts = cp_factors(filters, problem.metric(group), rank, sweeps=CP_SWEEPS)
+        if parts is None:
+            return np.inf
+        total += energy((filters - cp_product(parts)).reshape(len(filters), -1), problem.gram(group))
+    return total / problem.energy
 
 
 _ERRORS: dict[str, Callable[[Layer, Problem, Sequence[Form]], list[float]]] = {

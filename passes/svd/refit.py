@@ -86,12 +86,11 @@ def fit_layer(
     """
     form = option.form if option else Form("dense", 0)
     problem = aimed_problem(layer, columns, columns.targets(None, None))
-    factors = solve(problem, layer, form, start, sweeps=4) or start
-    assert factors is not None  # only a cp has none, and that has a start
+    factors = solve(problem, layer, form, start, sweeps=4)
     for _ in range(ROUNDS if target.clamp else 0):
         wanted = columns.targets(columns.predict(factors, layer.bias), target.clamp)
         problem = aimed_problem(layer, columns, wanted)
-        factors = solve(problem, layer, form, factors, sweeps=1) or factors
+        factors = solve(problem, layer, form, factors, sweeps=1)
     return factors
 
 

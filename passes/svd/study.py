@@ -159,9 +159,7 @@ class Study:
         key = (output, option.form)
         if key not in self._factors:
             layer = next(layer for layer in self.layers if layer.output == output)
-            made = solve(self.problems[output], layer, option.form)
-            assert made is not None  # the table holds no form without factors
-            self._factors[key] = made
+            self._factors[key] = solve(self.problems[output], layer, option.form)
         return self._factors[key]
 
     def build(self, plan: Mapping[str, Option]) -> Model:
