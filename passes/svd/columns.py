@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-BYTES = 48 * 2**20  # of the columns of one layer
-
 
 @dataclass
 class Columns:
@@ -80,15 +78,15 @@ def aimed_problem(layer: Layer, columns: Columns, wanted: Array) -> Problem:
     return Problem(np.stack(weights), gram, *means, count=count)
 
 
-def gather_columns(layer: LayerInput, target: Target, present: Walk, original: Walk) -> Columns:
-    """The columns of all samples, at positions spread evenly, as many as BYTES allow and the fit can use."""
+def gather_columns(layer: LayerInput, target: Target, present: Walk, original: Walk, nbytes: int) -> Columns:
+    """The columns of all samples, at positions spread evenly, as many as `nbytes` of input allow."""
     xs, ys, others = [], [], []
     samples, first = sum(present.sizes), 0
     for own, other, count in zip(present.batches, original.batches, present.sizes, strict=True):
         view = unfold.windows(_float32(own[layer.tensor]), layer, count)
         total = math.prod(unfold.positions(view))
         inputs = layer.taps * view.shape[-1]
-        limit = max(BYTES // (4 * inputs), 1)
+        limit = max(nbytes // (4 * inputs), 1)
         wanted = min(total, max(limit // samples, 1))
         position = unfold.choose(total, wanted, first, len(view)).ravel()
         sample = np.repeat(np.arange(len(view)), wanted)

@@ -63,7 +63,9 @@ class Planner:
         study = self.study
         key = frozenset((output, item.form) for output, item in plan.items())
         if key not in study.refits:
-            study.refits[key] = refit(study, plan, study.fit if self.goal.bounded else study.data)
+            study.refits[key] = refit(
+                study, plan, study.fit if self.goal.bounded else study.data, quick=self.goal.bounded
+            )
         return study.refits[key]
 
     def _pays(self, layer: Layer, item: Option) -> bool:

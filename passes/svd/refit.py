@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.layers import LayerInput
 
 LEAST = 4  # columns for each input from which a layer that stays dense is refitted
-ROUNDS = 1  # of fitting through a clamp
+ROUNDS = 2  # of fitting through a clamp; one, and half the columns, where a fit is a trial among others
+BYTES = 96 * 2**20  # of the columns of one layer
 BUDGET = 1 << 30  # bytes of activations held while walking
 
 
-def refit(study: Study, plan: Mapping[str, Option], data: Data | None) -> dict[str, Factors]:
+def refit(
+    study: Study, plan: Mapping[str, Option], data: Data | None, *, quick: bool = False
+) -> dict[str, Factors]:
     """The factors of `plan`, each fitted on what the layers before it now give, towards what the original gave.
 
     So are the weights of the layers between and behind that stay dense. A layer that cannot be aimed keeps the factors
@@ -71,15 +74,22 @@ def refit(study: Study, plan: Mapping[str, Option], data: Data | None) -> dict[s
         except CompressError as error:
             job.warnings.append(f"svd: {layer.node} and the layers behind it were not refitted: {error}")
             break
-        columns = gather_columns(unfolded, target, present, original)
+        columns = gather_columns(unfolded, target, present, original, BYTES // 2 if quick else BYTES)
         if layer.output not in plan and columns.x.shape[1] < LEAST * layer.weight.shape[2]:
             continue
-        made[layer.output] = fit_layer(layer, plan.get(layer.output), columns, target, made.get(layer.output))
+        option, start = plan.get(layer.output), made.get(layer.output)
+        rounds = 1 if quick else ROUNDS
+        made[layer.output] = fit_layer(layer, option, columns, target, start, rounds)
     return made
 
 
 def fit_layer(
-    layer: Layer, option: Option | None, columns: Columns, target: Target, start: Factors | None
+    layer: Layer,
+    option: Option | None,
+    columns: Columns,
+    target: Target,
+    start: Factors | None,
+    rounds: int,
 ) -> Factors:
     """The factors of `layer` (without an option: its weight) that give the target of `columns` best, through the clamp
     that follows.
@@ -87,7 +97,7 @@ def fit_layer(
     form = option.form if option else Form("dense", 0)
     problem = aimed_problem(layer, columns, columns.targets(None, None))
     factors = solve(problem, layer, form, start, sweeps=4)
-    for _ in range(ROUNDS if target.clamp else 0):
+    for _ in range(rounds if target.clamp else 0):
         wanted = columns.targets(columns.predict(factors, layer.bias), target.clamp)
         problem = aimed_problem(layer, columns, wanted)
         factors = solve(problem, layer, form, factors, sweeps=1)

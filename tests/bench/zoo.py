@@ -46,8 +46,8 @@ def subjects() -> list[Subject]:
     return [subject for subject in found if subject.model.exists()]
 
 
-def measure(subject: Subject, recipe: str) -> dict[str, Any]:
-    """The report of one run."""
+def measure(subject: Subject, recipe: str, extra: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The report of one run; extra: more words of the command."""
     with tempfile.TemporaryDirectory() as folder:
         argv = [
             sys.executable,
@@ -60,6 +60,7 @@ def measure(subject: Subject, recipe: str) -> dict[str, Any]:
         ]
         argv += ["--data", str(subject.calib), "--eval", str(subject.evaluation), "--json"]
         argv += ["--preprocess", subject.preprocess] if subject.preprocess else []
+        argv += extra
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": done.stderr.strip()}
