@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 Clamp = tuple[float, float]
+FLOOR = 0.05  # of the mean variance of all outputs: what counts as small
 OPEN: Clamp = (-math.inf, math.inf)
 
 
@@ -74,6 +75,31 @@ class Fit:
         ]
         self._factors = [cholesky(part, level)[0] for part in self.grams]
         self._solve(cross, first_y)
+
+    def spread(self, pieces: Iterable[Piece], clamp: Clamp) -> None:
+        """Scales each output to vary as its aim does once both are clamped, since a least-squares fit varies less: W σ/σ̂.
+
+        σ/σ̂ is drawn to 1 where both are small. A sum of this layer and others that is clamped is left.
+        Variance repair: Jordan et al. 2023 (REPAIR), arXiv:2211.08403.
+        """
+        sums = np.zeros((4, *self.shift.shape))
+        count = 0
+        for piece in pieces:
+            if piece.added is not None and clamp != OPEN:
+                return
+            aim = piece.y if piece.added is None else piece.y - piece.added
+            value = np.matmul(piece.x, self.weight.astype(np.float32).swapaxes(1, 2))
+            value += self.shift.astype(np.float32)[:, np.newaxis]
+            seen = [np.clip(part, *clamp).astype(np.float64) for part in (value, aim)]
+            sums += [part.sum(1) for power in (1, 2) for part in (values**power for values in seen)]
+            count += aim.shape[1]
+        mean, mean_y, second, second_y = sums / max(count, 1)
+        made, wanted = np.maximum(second - mean**2, 0), np.maximum(second_y - mean_y**2, 0)
+        floor = FLOOR * wanted.mean() + 1e-30
+        factor = np.sqrt((wanted + floor) / (made + floor))
+        self.weight = self.weight * factor[..., np.newaxis]
+        if self._bias:
+            self.shift = factor * self.shift + (mean_y - factor * mean if clamp == OPEN else 0)
 
     def round(self, pieces: Iterable[Piece], clamp: Clamp) -> None:
         """One step towards the fit through the clamp, from the present one."""

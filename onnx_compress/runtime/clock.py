@@ -154,6 +154,11 @@ class Clock:
             return self._record(earlier).value
         return self._record(_decision(node, "time", self.measure(model, feeds, runs).median_ms, True)).value
 
+    def note(self, node: str, milliseconds: float) -> float:
+        """What the caller measured of a part of a model, as a recorded decision; in a replay, what was recorded."""
+        earlier = self._earlier(node, "time")
+        return self._record(earlier or _decision(node, "time", milliseconds, True)).value
+
     def keep_best(
         self,
         baseline: Model,

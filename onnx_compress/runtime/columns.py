@@ -32,7 +32,7 @@ class Columns:
     """The columns of `layer` in the model of `present` and its aim, `target` of the model of `original`, as pieces.
 
     added: the tensor of `present` that is added to the layer's output before it meets the target, or None;
-    kept: which channels of the target are aimed at (None: all).
+    kept: which channels of the target are aimed at (None: all); share: of the columns that are otherwise taken.
     """
 
     layer: LayerInput
@@ -41,6 +41,7 @@ class Columns:
     kept: Array | None
     present: Walk
     original: Walk
+    share: float = 1.0
     _held: list[Piece] = field(default_factory=list)
 
     def __iter__(self) -> Iterator[Piece]:
@@ -67,7 +68,7 @@ class Columns:
         view = unfold.windows(_float32(own[layer.tensor]), layer, samples)
         total = math.prod(unfold.positions(view))
         inputs = layer.taps * view.shape[-1] // layer.group
-        wanted = max(LEAST, MOST * inputs) / sum(self.present.sizes)
+        wanted = self.share * max(LEAST, MOST * inputs) / sum(self.present.sizes)
         position = unfold.choose(total, min(total, math.ceil(wanted)), first, len(view))
         sample = np.repeat(np.arange(len(view)), position.shape[1])
         place = sample, position.ravel()

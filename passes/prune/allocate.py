@@ -47,6 +47,15 @@ def counts(size: int, multiple: int) -> Array:
     return np.concatenate([[0], size - kept])
 
 
+def aligned(size: int, multiple: int) -> int:
+    """The multiple that widths of a kind of `size` are rounded to: `multiple`, less where that leaves under four widths.
+
+    >>> [aligned(size, 16) for size in (64, 32, 24, 16, 3)]
+    [16, 8, 4, 4, 1]
+    """
+    return min(multiple, 1 << max(size // 4, 1).bit_length() - 1)
+
+
 def at_price(choices: Sequence[Choice], price: float) -> list[int]:
     """How many of each kind go when a unit of work saved is worth `price` of error."""
     return [int(c.counts[np.argmin(c.error - price * c.saved)]) for c in choices]
@@ -105,17 +114,19 @@ def _cover(units: Sequence[Unit]) -> dict[tuple[str, int], Array]:
     return {place: np.unique(np.concatenate(parts)) for place, parts in pieces.items()}
 
 
-def to_budget(choices: Sequence[Choice], left: Callable[[list[Unit]], float], budget: float) -> list[int]:
+def to_budget(choices: Sequence[Choice], left: Callable[[list[int]], float], budget: float) -> list[int]:
     """The least error with at most `budget` of the work left, `left` being the fraction left."""
     low, high = prices(choices)
-    best = at_price(choices, high)
+    least, best = at_price(choices, low), at_price(choices, high)
     for _ in range(ROUNDS):
+        if least == best:
+            break
         middle = float(np.sqrt(low * high))
         numbers = at_price(choices, middle)
-        if left(chosen(choices, numbers)) <= budget:
+        if left(numbers) <= budget:
             best, high = numbers, middle
         else:
-            low = middle
+            least, low = numbers, middle
     return best
 
 

@@ -78,14 +78,44 @@ def removed(units: Iterable[Unit]) -> dict[tuple[str, int], int]:
     return {place: len(np.unique(np.concatenate(pieces))) for place, pieces in gone.items()}
 
 
-def saved(measure: Measure, units: Sequence[Unit], counts: Sequence[int]) -> Array:
-    """What removing the first `counts[i]` of `units` alone saves."""
-    gone = {place: taken[list(counts)] for place, taken in progress(units).items()}
-    return measure.of({}) - measure.of(gone) * np.ones(len(counts))
+class Tally:
+    """How many indices of each weight axis go with the first `numbers[i]` units of each kind i.
+
+    What each kind takes of an axis is counted once; only where several kinds take from one axis (heads and their width)
+    is the union taken anew.
+    """
+
+    def __init__(self, kinds: Sequence[Sequence[Unit]]) -> None:
+        self._kinds = kinds
+        self.taken = [progress(units) for units in kinds]
+        owners: dict[tuple[str, int], list[int]] = {}
+        for kind, taken in enumerate(self.taken):
+            for place in taken:
+                owners.setdefault(place, []).append(kind)
+        self._contested = {place: kinds for place, kinds in owners.items() if len(kinds) > 1}
+
+    def gone(self, numbers: Sequence[int]) -> dict[tuple[str, int], int]:
+        """The indices that go, counted."""
+        found = {
+            place: int(along[number])
+            for taken, number in zip(self.taken, numbers, strict=True)
+            for place, along in taken.items()
+        }
+        for place, kinds in self._contested.items():
+            pieces = [
+                u.places[place] for k in kinds for u in self._kinds[k][: numbers[k]] if place in u.places
+            ]
+            found[place] = len(np.unique(np.concatenate(pieces))) if pieces else 0
+        return found
+
+    def saved(self, measure: Measure, kind: int, counts: Sequence[int]) -> Array:
+        """What removing the first `counts[i]` units of one kind alone saves."""
+        gone = {place: along[list(counts)] for place, along in self.taken[kind].items()}
+        return np.asarray(measure.of({}) - measure.of(gone) * np.ones(len(counts)))
 
 
 def progress(units: Sequence[Unit]) -> dict[tuple[str, int], Array]:
-    """How many indices of each weight axis the first 0, 1, 2... of `units` take together.
+    """How many indices of each weight axis the first 0, 1, 2... of `units` take together: an array an axis.
 
     Each index counts where it is first met, so the whole takes one sort an axis.
     """

@@ -15,9 +15,9 @@ from onnx_compress.model.channels import Channels
 from onnx_compress.model.cost import cost
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.prune.allocate import Choice, counts
+from onnx_compress.passes.prune.allocate import Choice, aligned, counts
 from onnx_compress.passes.prune.consumers import Consumer, consumers
-from onnx_compress.passes.prune.cost import Macs, Measure, Params, after, saved
+from onnx_compress.passes.prune.cost import Macs, Measure, Params, Tally
 from onnx_compress.passes.prune.criteria import CRITERIA, DATA_FREE, Criterion
 from onnx_compress.passes.prune.criteria.context import Context
 from onnx_compress.passes.prune.cut import Repair, cut
@@ -56,12 +56,13 @@ class Plan:
     shapes: dict[str, Shape]
     choices: list[Choice]
     measure: Measure
+    tally: Tally
     grams: dict[LayerInput, GramStat]
     skips: list[Skip]
 
-    def left(self, units: list[Unit]) -> float:
-        """The fraction of what is measured that stays."""
-        return after(self.measure, units) / max(after(self.measure, ()), 1e-12)
+    def left(self, numbers: Sequence[int]) -> float:
+        """The fraction of what is measured that stays without the first `numbers[i]` units of each choice i."""
+        return float(self.measure.of(self.tally.gone(numbers)) / max(self.measure.of({}), 1e-12))
 
 
 def make_plan(
@@ -71,9 +72,13 @@ def make_plan(
     criterion: Criterion,
     exclude: str | None,
     multiple: int,
+    auto: bool = False,
     budget: Budget = "macs",
 ) -> Plan:
-    """Units, their order by the criterion, and what each number of them saves of the budget."""
+    """Units, their order by the criterion, and what each number of them saves of the budget.
+
+    auto: narrow kinds are rounded to less than `multiple`.
+    """
     job.progress(0, 1, "looking at channels")
     shapes = infer(job.model)
     surgery = Surgery(job.model)
@@ -89,20 +94,21 @@ def make_plan(
     rng = np.random.default_rng(job.seed)
     context = Context(job.model, surgery, readers, fit, grams, job.clock.threads, rng, DAMPING, weights)
     curves = _curves(context, units, criterion, skips)
-    what = _measure(job, channels, readers, budget, multiple)
+    what = _measure(job, channels, readers, budget, curves)
+    tally = Tally([curve.units for curve in curves])
     choices = []
-    for curve in curves:
-        numbers = counts(curve.size, multiple)
+    for kind, curve in enumerate(curves):
+        numbers = counts(curve.size, aligned(curve.size, multiple) if auto else multiple)
         choices.append(
             Choice(
                 curve,
                 numbers,
                 curve.loss[numbers],
-                saved(what, curve.units, numbers.tolist()),
+                tally.saved(what, kind, numbers.tolist()),
                 len(context.reading(curve.units)),
             )
         )
-    return Plan(job.model, shapes, choices, what, grams, skips)
+    return Plan(job.model, shapes, choices, what, tally, grams, skips)
 
 
 def with_sensitivity(job: Job, plan: Plan, held: Data, repair: Repair) -> Plan:
@@ -189,14 +195,16 @@ def _grams(
     return {layer: found[Gram(layer)] for layer in layers}
 
 
-def _measure(job: Job, channels: Channels, readers: list[Consumer], budget: Budget, multiple: int) -> Measure:
+def _measure(
+    job: Job, channels: Channels, readers: list[Consumer], budget: Budget, curves: list[Curve]
+) -> Measure:
     shapes = {name: tuple(int(s) for s in constant.shape) for name, constant in channels.constants.items()}
     if budget == "params":
         return Params(shapes)
     if budget == "latency":
         assert job.data is not None
         feeds = next(iter(job.data.batches(job.batch)))
-        return measure(job, readers, shapes_at(job.model, feeds), multiple)
+        return measure(job, readers, shapes_at(job.model, feeds), curves)
     concrete = infer(job.model, job.input_shapes or None)
     by_node = {layer.node: layer.macs for layer in cost(job.model, concrete).layers}
     macs: dict[str, int] = {}

@@ -14,9 +14,9 @@ from onnx_compress.model.channels import Channels
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import at_price, chosen, even, prices, to_budget
 from onnx_compress.passes.prune.criteria import DATA_FREE, Criterion
-from onnx_compress.passes.prune.cut import Repair, cut
+from onnx_compress.passes.prune.cut import Repair  # noqa: TC001 - read as the type of an option
+from onnx_compress.passes.prune.latency import Stopwatch, to_latency
 from onnx_compress.passes.prune.plan import (
-    DAMPING,
     Plan,
     by_kind,
     changes,
@@ -25,28 +25,29 @@ from onnx_compress.passes.prune.plan import (
     unpruned,
     with_sensitivity,
 )
-from onnx_compress.passes.prune.refit import refit
+from onnx_compress.passes.prune.repairer import Repairer
 from onnx_compress.passes.prune.sensitivity import sensitivity
-from onnx_compress.passes.prune.shortlist import candidates
+from onnx_compress.passes.prune.shortlist import rescaled, shortlist
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from onnx_compress.model.channels import Unit
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.prune.allocate import Choice
     from onnx_compress.runtime.data import Data
 
     Array = NDArray[Any]
 
 TRIALS = 9  # of bisection towards the tolerance
 FITS = 3  # candidates that are refitted, each smaller than the one before
-ROUNDS = 5  # of re-measuring towards the latency
-CLOSE = 0.02  # of the time: near enough
+FINALISTS = 2  # ways to meet a budget that are refitted on all samples
+SLACK = 0.005  # by which a budget may be missed: units are whole
 BUDGETS = ("channels", "macs", "params", "latency")
 
 
@@ -127,122 +128,108 @@ class Prune:
             )
             repair = "none"
         fit, held = job.data.split(0.25, job.seed) if job.data is not None else (None, None)
-        multiple = job.clock.round_to() if self.round_to == "auto" else self.round_to
         plan = make_plan(
             job,
             fit,
             criterion=self.criterion,
             exclude=self.exclude,
-            multiple=multiple,
+            multiple=job.clock.round_to() if self.round_to == "auto" else self.round_to,
+            auto=self.round_to == "auto",
             budget="params" if budget == "params" else "latency" if budget == "latency" else "macs",
         )
         if not plan.choices:
             return Result(job.model, (), plan.skips, list(job.clock.decisions), warnings)
-        if held is not None and budget != "channels" and self.scope == "global":
+        shared = budget != "channels" and self.scope == "global"
+        if held is not None and shared:
             plan = with_sensitivity(job, plan, held, repair)
+        reference = None if held is None else Reference(job.original, held, threads=job.clock.threads)
+        repairer = Repairer(job, plan, repair, fit, reference)
         if budget is None:
             assert held is not None
-            model, units = self._to_tolerance(job, plan, repair, fit, held)
+            model, units = self._to_tolerance(repairer)
             model, units = self._not_slower(job, model, units) if units else (model, units)
+        elif held is not None and shared:
+            model, units, warning = self._best(repairer, held, budget)
+            warnings += [warning] if warning else []
         else:
             units, warning = self._to_budget(job, plan, budget)
             warnings += [warning] if warning else []
-            if held is not None and budget in ("macs", "params") and self.scope == "global":
-                model, units = self._best(job, plan, repair, fit, held, float(getattr(self, budget)))
-            else:
-                model = self._cut(job, plan, units, repair, fit)
+            repairer.settle(units)
+            model = repairer.model(units)
         skips = plan.skips + unpruned(plan, units)
         return Result(model, changes(plan, units), skips, list(job.clock.decisions), warnings)
 
-    def _best(
-        self, job: Job, plan: Plan, repair: Repair, fit: Data | None, held: Data, keep: float
-    ) -> tuple[Model, list[Unit]]:
+    def _best(self, repairer: Repairer, held: Data, budget: str) -> tuple[Model, list[Unit], str]:
         """Of several ways to meet the budget the one that is nearest to the original once it is refitted."""
-        reference = Reference(job.original, held, threads=job.clock.threads)
-        made = []
-        for numbers in candidates(job, plan, held, repair, keep):
+        job, plan, reference = repairer.job, repairer.plan, repairer.reference
+        assert reference is not None
+        keep = aim = float(getattr(self, budget))
+        watch = Stopwatch(job, plan)
+        first = to_budget(plan.choices, plan.left, keep)
+        if budget == "latency":
+            first, aim = to_latency(watch, plan.choices, keep, aim)
+
+        def meet(choices: Sequence[Choice]) -> list[int]:
+            return to_budget(choices, plan.left, aim)
+
+        repriced = rescaled(job, plan, held, repairer.repair, first)
+        made: list[tuple[float, float, Model, list[Unit], float]] = []
+        for choices in shortlist(job, repriced, meet, repairer.judge, FINALISTS):
+            numbers, left = meet(choices), 0.0
+            if budget == "latency":
+                numbers, _ = to_latency(watch, choices, keep, aim)
+                left = watch.left(numbers)
             units = chosen(plan.choices, numbers)
-            model = self._cut(job, plan, units, repair, fit)
-            made.append((reference.error(model), model, units))
-        _, model, units = min(made, key=lambda entry: entry[0])
-        return model, units
+            left = left or plan.left(numbers)
+            if not made:
+                repairer.settle(units)
+            model = repairer.model(units)
+            made.append((max(left - keep - SLACK, 0.0), reference.error(model), model, units, left))
+        _, _, model, units, left = min(made, key=lambda entry: entry[:2])
+        return model, units, _missed(budget, keep, left)
 
     def _to_budget(self, job: Job, plan: Plan, budget: str) -> tuple[list[Unit], str]:
-        """The units to remove, and a warning where the budget cannot be reached."""
+        """The units to remove, layer by layer or without data to judge by, and a warning where that is too few."""
         keep = float(getattr(self, budget))
-        if budget == "latency":
-            return self._to_latency(job, plan, keep)
         if budget == "channels" or self.scope == "layer":
-            units = chosen(plan.choices, even(plan.choices, keep))
+            numbers = even(plan.choices, keep)
         else:
-            units = chosen(plan.choices, to_budget(plan.choices, plan.left, keep))
-        everything = max(sum(choice.curve.size for choice in plan.choices), 1)
-        left = 1 - len(units) / everything if budget == "channels" else plan.left(units)
-        # > rounding up to whole units is no failure
-        missed = left > keep + 0.005 and budget != "channels"
-        return units, f"prune: {budget}={keep} cannot be reached; {left:.3f} is left" if missed else ""
+            numbers = to_budget(plan.choices, plan.left, keep)
+        units = chosen(plan.choices, numbers)
+        if budget == "channels":
+            return units, ""
+        left = (Stopwatch(job, plan) if budget == "latency" else plan).left(numbers)
+        return units, _missed(budget, keep, left)
 
-    def _to_latency(self, job: Job, plan: Plan, keep: float) -> tuple[list[Unit], str]:
-        """By the table of layer times first, then corrected by what the whole model really takes."""
-        assert job.data is not None
-        feeds = next(iter(job.data.batches(job.batch)))
-        before = job.finish(job.model)
-        units: list[Unit] = []
-        aim, left = keep, 1.0
-        for _ in range(ROUNDS):
-            units = chosen(plan.choices, to_budget(plan.choices, plan.left, aim))
-            candidate = cut(plan.model, plan.shapes, units, plan.grams, "none", DAMPING)
-            gain = job.clock.propose(f"* at {aim:.4f}", before, job.finish(candidate), feeds).value
-            left = 1 - gain
-            if keep - 2 * CLOSE <= left <= keep:
-                break
-            aim = max(0.02, aim * (keep - CLOSE / 2) / max(left, 0.02))
-        missed = left > keep + CLOSE
-        return units, f"prune: latency={keep} was not reached; {left:.3f} is left" if missed else ""
-
-    def _cut(self, job: Job, plan: Plan, units: list[Unit], repair: Repair, fit: Data | None) -> Model:
-        model = cut(plan.model, plan.shapes, units, plan.grams, repair, DAMPING)
-        if repair != "least-squares" or fit is None or not units:
-            return model
-        original = job.original if _same_tensors(job.original, plan.model) else plan.model
-        threads = job.clock.threads
-        return refit(
-            model, original, plan.shapes, units, fit, threads=threads, damping=DAMPING, progress=job.progress
-        )
-
-    def _to_tolerance(
-        self, job: Job, plan: Plan, repair: Repair, fit: Data | None, held: Data
-    ) -> tuple[Model, list[Unit]]:
+    def _to_tolerance(self, repairer: Repairer) -> tuple[Model, list[Unit]]:
         """The most that can go within the tolerance, by bisection on the price of work, then refitted.
 
         The search looks at the cut model and expects what refitting gains: a half at first, then as measured.
         """
+        plan, reference = repairer.plan, repairer.reference
+        assert reference is not None
         tolerance = self.tolerance if self.tolerance is not None else np.inf
-        reference = Reference(job.original, held, threads=job.clock.threads)
-        allowed = reference.error(job.model) + tolerance
+        allowed = reference.error(repairer.job.model) + tolerance
         known: dict[tuple[int, ...], float] = {}
 
         def error_of(numbers: tuple[int, ...]) -> float:
             if numbers not in known:
-                trial = cut(
-                    plan.model, plan.shapes, chosen(plan.choices, numbers), plan.grams, repair, DAMPING
-                )
-                known[numbers] = reference.error(trial)
+                known[numbers] = reference.error(repairer.cut(numbers))
             return known[numbers]
 
-        gain = 0.5 if repair == "least-squares" else 1.0
+        gain = 0.5 if repairer.repair == "least-squares" else 1.0
         for _ in range(FITS):
             best = _largest(plan, lambda numbers, gain=gain: error_of(numbers) * gain <= allowed)  # type: ignore[misc]
             if not any(best):
                 break
             units = chosen(plan.choices, best)
-            model = self._cut(job, plan, units, repair, fit)
+            model = repairer.model(units)
             error = reference.error(model)
             if error <= allowed:
                 return model, units
             # a little more than measured, so that the next one is smaller
             gain = 1.1 * max(error / max(known[best], 1e-12), gain)
-        return job.model, []
+        return repairer.job.model, []
 
     def _not_slower(self, job: Job, model: Model, units: list[Unit]) -> tuple[Model, list[Unit]]:
         """The pruned model, unless the clock says that it is slower as it will be shipped."""
@@ -267,7 +254,6 @@ def _largest(plan: Plan, fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, 
     return best
 
 
-def _same_tensors(original: Model, model: Model) -> bool:
-    """Whether every tensor of `model` is one of the original's too, so that it can be aimed at."""
-    names = {name for node in original.proto.graph.node for name in node.output}
-    return all(name in names for node in model.proto.graph.node for name in node.output)
+def _missed(budget: str, keep: float, left: float) -> str:
+    """A warning where the budget was not reached."""
+    return f"prune: {budget}={keep} cannot be reached; {left:.3f} is left" if left > keep + SLACK else ""

@@ -16,6 +16,7 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.through import OPEN, Clamp, Fit
 from onnx_compress.passes.prune.consumers import Consumer, bias_add, consumers
 from onnx_compress.passes.prune.cut import add_bias, has_bias, store
+from onnx_compress.passes.prune.rescale import Scale, scale_of
 from onnx_compress.runtime.columns import Columns, clamp_after
 from onnx_compress.runtime.walk import Walk
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 ROUNDS = 3  # of fitting through a clamp
+QUICK = 0.33  # of the columns, where many fits are only compared
 WIDEST = 8192  # inputs of a layer that is refitted
 
 
@@ -48,6 +50,10 @@ class Aim:
     clamp: Clamp
     kept: Array
 
+    def columns(self, present: Walk, original: Walk, share: float) -> Columns:
+        """What the layer reads and should make."""
+        return Columns(self.reader.layer, self.target, self.added, self.kept, present, original, share)
+
 
 def refit(
     model: Model,
@@ -59,32 +65,39 @@ def refit(
     threads: int,
     damping: float,
     progress: Callable[[int, int, str], None],
+    quick: bool = False,
+    variance: bool = False,
 ) -> Model:
     """`model` (already cut) with every layer that the cut touched, and can be refitted, refitted.
 
-    shapes: of `original`, whose nodes and those of `model` run once on `data`.
+    shapes: of `original`, whose nodes and those of `model` run once on `data`; quick: on fewer columns, in one round;
+    variance: each output of a refitted layer is scaled to vary as its aim does.
     """
     model = _with_biases(model, units)
     surgery = Surgery(model)
-    aims = _aims(surgery, _kept_outputs(original, shapes, units), _cut_weights(units), shapes)
-    if not aims:
+    steps = _steps(surgery, original, units, shapes)
+    if not steps:
         return model
     makers = {name: i for i, node in enumerate(original.proto.graph.node) for name in node.output}
-    present, past = _walks(model, original, data, aims, makers, threads)
-    names = {aim.reader.name: _parameters(aim.reader) for aim in aims}
+    present, past = _walks(model, original, data, steps, makers, threads)
     fitted: dict[str, Array] = {}
 
     def edit(part: Model) -> Model:
         return _with_values(part, fitted)
 
-    for done, aim in enumerate(aims):
-        progress(done, len(aims), "refitting")
-        present.advance(aim.place, edit)
-        past.advance(makers[aim.target] + 1)
-        columns = Columns(aim.reader.layer, aim.target, aim.added, aim.kept, present, past)
-        _solve(surgery, aim, columns, damping)
-        for tensor in names[aim.reader.name]:
-            fitted[tensor.name] = np.asarray(tensor.values)
+    for done, step in enumerate(steps):
+        progress(done, len(steps), "refitting")
+        past.advance(makers[step.target] + 1)
+        if isinstance(step, Scale):
+            present.advance(step.place + 1, edit)
+            step.apply(present, past)
+            changed = [tensor for tensor in (step.weight, step.shift) if tensor is not None]
+        else:
+            present.advance(step.place, edit)
+            columns = step.columns(present, past, QUICK if quick else 1.0)
+            _solve(surgery, step, columns, damping, 1 if quick else ROUNDS, variance=variance)
+            changed = _parameters(step.reader)
+        fitted.update((tensor.name, np.asarray(tensor.values)) for tensor in changed)
     return _with_values(model, fitted)
 
 
@@ -92,24 +105,29 @@ def _walks(
     model: Model,
     original: Model,
     data: Data,
-    aims: Sequence[Aim],
+    steps: Sequence[Aim | Scale],
     makers: Mapping[str, int],
     threads: int,
 ) -> tuple[Walk, Walk]:
-    """Walks through the model and the original that hold what the aims need until it is needed."""
+    """Walks through the model and the original that hold what the steps need until it is needed."""
     own: dict[str, int] = {}
     other: dict[str, int] = {}
     reached = 0
-    for aim in aims:
-        reached = max(reached, makers[aim.target] + 1)
-        other[aim.target] = reached
-        for name in (aim.reader.layer.tensor, aim.added):
+    for step in steps:
+        reached = max(reached, makers[step.target] + 1)
+        other[step.target] = max(other.get(step.target, 0), reached)
+        if isinstance(step, Scale):
+            own[step.target] = max(own.get(step.target, 0), step.place + 1)
+            continue
+        for name in (step.reader.layer.tensor, step.added):
             if name is not None:
-                own[name] = aim.place
+                own[name] = max(own.get(name, 0), step.place)
     return Walk(model, data, own, threads=threads), Walk(original, data, other, threads=threads)
 
 
-def _solve(surgery: Surgery, aim: Aim, columns: Columns, damping: float) -> None:
+def _solve(
+    surgery: Surgery, aim: Aim, columns: Columns, damping: float, rounds: int, *, variance: bool
+) -> None:
     """The weight, and the bias where there is one, that come closest to the aim."""
     reader = aim.reader
     rows, bias = reader.rows(), has_bias(reader)
@@ -117,8 +135,10 @@ def _solve(surgery: Surgery, aim: Aim, columns: Columns, damping: float) -> None
     fit = Fit(rows, before.reshape(rows.shape[:2]), bias=bias, damping=damping)
     fit.plain(columns)
     if aim.clamp != OPEN:
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             fit.round(columns, aim.clamp)
+    if variance and bias:
+        fit.spread(columns, aim.clamp)
     store(reader, fit.weight)
     if bias:
         add_bias(surgery, reader, fit.shift.ravel() - before)
@@ -135,6 +155,11 @@ def _bias(reader: Consumer) -> Array:
     return np.zeros(1)
 
 
+def _outputs(reader: Consumer) -> int:
+    """How many outputs the layer has."""
+    return int(reader.weight.shape[reader.outer])
+
+
 def _parameters(reader: Consumer) -> list[gs.Constant]:
     """The weight of a layer, and the bias that belongs to it."""
     node = bias_add(reader.node)
@@ -145,10 +170,10 @@ def _parameters(reader: Consumer) -> list[gs.Constant]:
 def _with_biases(model: Model, units: Sequence[Unit]) -> Model:
     """Every layer that a cut touched with a bias of its own, zero where it had none."""
     surgery = Surgery(model)
-    for reader in _touched(surgery, _cut_weights(units)):
-        if has_bias(reader) and len(reader.weight.outputs) == 1:
-            outputs = reader.rows().shape
-            add_bias(surgery, reader, np.zeros(outputs[0] * outputs[1]))
+    touched = {id(node) for node in _touched(surgery, _cut_weights(units))}
+    for reader in consumers(surgery, {}):
+        if id(reader.node) in touched and has_bias(reader) and len(reader.weight.outputs) == 1:
+            add_bias(surgery, reader, np.zeros(_outputs(reader)))
     return surgery.commit()
 
 
@@ -174,40 +199,64 @@ def _kept_outputs(original: Model, shapes: Mapping[str, Shape], units: Sequence[
     }
 
 
-def _touched(surgery: Surgery, cut_weights: set[str]) -> list[Consumer]:
-    """The layers that a cut changed, themselves or what they read, in the order of the graph."""
-    readers = {id(reader.node): reader for reader in consumers(surgery, {})}
+def _touched(surgery: Surgery, cut_weights: set[str]) -> list[gs.Node]:
+    """The nodes that read what a cut changed, or whose output is added to it, in the order of the graph.
+
+    A layer that only lost outputs makes the others as before.
+    """
     drifted: set[str] = set()
     found = []
     for node in surgery.graph.nodes:
-        if any(tensor.name in drifted or tensor.name in cut_weights for tensor in node.inputs):
+        reads = any(tensor.name in drifted for tensor in node.inputs)
+        beside = [t for out in node.outputs for user in out.outputs if user.op == "Add" for t in user.inputs]
+        if reads or any(tensor.name in drifted for tensor in beside):
+            found.append(node)
+        if reads or any(tensor.name in cut_weights for tensor in node.inputs):
             drifted.update(tensor.name for tensor in node.outputs)
-            if id(node) in readers:
-                found.append(readers[id(node)])
     return found
 
 
-def _aims(
-    surgery: Surgery, kept: Mapping[str, Array], cut_weights: set[str], shapes: Mapping[str, Shape]
-) -> list[Aim]:
-    """The aims of the layers that a cut touched; a tied weight serves another layer too, and stays."""
+def _steps(
+    surgery: Surgery, original: Model, units: Sequence[Unit], shapes: Mapping[str, Shape]
+) -> list[Aim | Scale]:
+    """What can be refitted or rescaled of what a cut touched; a tied weight serves another layer too, and stays."""
+    kept = _kept_outputs(original, shapes, units)
+    readers = {id(reader.node): reader for reader in consumers(surgery, {}) if reader.output}
     places = {id(node): place for place, node in enumerate(surgery.graph.nodes)}
-    written = {tensor.name: places[id(node)] for node in surgery.graph.nodes for tensor in node.outputs}
-    exits = {tensor.name for tensor in surgery.graph.outputs}
-    aims = []
-    for reader in _touched(surgery, cut_weights):
-        if reader.name not in kept or len(reader.weight.outputs) > 1:
+    sizes = {tensor.name: list(tensor.dims) for tensor in original.proto.graph.initializer}
+    made = {name for node in original.proto.graph.node for name in node.output}
+    steps: list[Aim | Scale] = []
+    for node in _touched(surgery, _cut_weights(units)):
+        reader = readers.get(id(node))
+        if reader is not None and len(reader.weight.outputs) > 1:
             continue
-        place = places[id(reader.node)]
-        output = (bias_add(reader.node) or reader.node).outputs[0]
-        target, added = output, None
-        shortcut = None if output.name in exits else _shortcut(output, shapes)
-        # a shortcut not yet met in graph order is refitted after this branch, and corrects it in turn
-        if shortcut is not None and written.get(shortcut.name, place) < place:
-            target, added = output.outputs[0].outputs[0], shortcut.name
-        clamp = OPEN if target.name in exits else clamp_after(target)
-        aims.append(Aim(place, reader, target.name, added, clamp, kept[reader.name]))
-    return aims
+        if reader is not None and reader.name in kept:
+            steps.append(_aim(surgery, reader, places, shapes, kept[reader.name]))
+        else:
+            scale = scale_of(node, reader, places, units, sizes)
+            if scale is not None and scale.target in made:
+                steps.append(scale)
+    return steps
+
+
+def _aim(
+    surgery: Surgery,
+    reader: Consumer,
+    places: Mapping[int, int],
+    shapes: Mapping[str, Shape],
+    kept: Array,
+) -> Aim:
+    """The original's output of the layer, or of the sum that it goes into."""
+    exits = {tensor.name for tensor in surgery.graph.outputs}
+    place = places[id(reader.node)]
+    output = (bias_add(reader.node) or reader.node).outputs[0]
+    target, added = output, None
+    shortcut = None if output.name in exits else _shortcut(output, shapes)
+    # a shortcut not yet met in graph order is refitted after this branch, and corrects it in turn
+    if shortcut is not None and shortcut.inputs and places[id(shortcut.inputs[0])] < place:
+        target, added = output.outputs[0].outputs[0], shortcut.name
+    clamp = OPEN if target.name in exits else clamp_after(target)
+    return Aim(place, reader, target.name, added, clamp, kept)
 
 
 def _shortcut(output: gs.Tensor, shapes: Mapping[str, Shape]) -> gs.Tensor | None:
