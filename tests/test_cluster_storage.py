@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from onnx_compress.archive import pack, unpack
 from onnx_compress.model.codebook import Codebook, codebook_of, index_form, store, unfold
 from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model, check
-from onnx_compress.model.packing import Packing
+from onnx_compress.model.packing import Packing, packed_tensors
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
@@ -157,3 +158,27 @@ def test_prepare_leaves_it_stored(clusters: int) -> None:
     weights = [codebook_of(node.inputs[1]) for node in Surgery(prepared).nodes() if node.op == "MatMul"]
     weights += [codebook_of(node.inputs[0]) for node in Surgery(prepared).nodes() if node.op == "Reshape"]
     assert any(book is not None and book.clusters == clusters for book in weights)
+
+
+@pytest.mark.parametrize("clusters", [3, 5, 16, 32, 128])
+def test_an_archive_codes_the_indices_not_their_packed_bytes(clusters: int, tmp_path: Path) -> None:
+    """Skewed indices: the archive of packed ones is as small as that of bytes, to the nodes, and unpacks to the bit."""
+    share = 0.5 ** np.arange(clusters)
+    indices = RNG.choice(clusters, (48, 1000), p=share / share.sum()).astype(np.uint8)
+    book = Codebook(np.arange(clusters, dtype=np.float32), indices)
+    sizes = []
+    for compact in (True, False):
+        source, archive, back = (tmp_path / f"{name}{compact}" for name in ("a.onnx", "a.ocz", "b.onnx"))
+        holding(book, compact=compact).save(source)
+        pack(source=str(source), target=str(archive))
+        unpack(source=str(archive), target=str(back))
+        assert back.read_bytes() == source.read_bytes()
+        sizes.append(archive.stat().st_size)
+    assert sizes[0] < 1.02 * sizes[1] + 400
+
+
+def test_an_archive_finds_no_packing_where_there_is_none() -> None:
+    proto = holding(codebook(32, (48, 33)), compact=False).to_proto()
+    assert packed_tensors(proto) == {}
+    proto = holding(codebook(32, (48, 33))).to_proto()
+    assert list(packed_tensors(proto).values()) == [(Packing.of(32), 33)]

@@ -23,6 +23,7 @@ from onnx_compress.errors import InputError, UsageError
 from onnx_compress.model import wire
 from onnx_compress.model.document import tensors
 from onnx_compress.model.external import external_place, map_external
+from onnx_compress.model.packing import Packing, packed_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,7 @@ class _File:
     name: str
     data: Array
     stretches: list[Stretch]
+    packed: dict[str, tuple[Packing, int]] = field(default_factory=dict)  # of the model, by name
 
 
 def pack(
@@ -75,6 +77,7 @@ def pack(
     with threadpoolctl.threadpool_limits(1), open(target, "wb") as file:  # noqa: PTH123 - any path-like
         files = _files(source)
         packer = _Packer(file, coder, details=details, progress=progress)
+        packer.packed = files[0].packed
         packer.total = sum(part.length for item in files for part in item.stretches)
         coded = packer.run(files)
     before = sum(item.data.nbytes for item in files)
@@ -101,6 +104,7 @@ class _Packer:
     coder: str
     details: bool
     progress: Callable[[int, int, str], None]
+    packed: dict[str, tuple[Packing, int]] = field(default_factory=dict)
     index: Writer = field(default_factory=Writer)
     rows: list[dict[str, Any]] = field(default_factory=list)
     total: int = 0
@@ -155,6 +159,8 @@ class _Packer:
         whole = item.data[part.start : part.start + part.length]
         Weight(before, part.data_type, part.dims, part.length, zlib.crc32(whole.data)).write(self.index)
         kind = Kind.of(part.data_type, part.dims, part.length)
+        if part.name in self.packed and part.data_type == TensorProto.UINT8:
+            kind = kind.holding(*self.packed[part.name])
         start, began = 0, (self.body, len(self.index.buffer))
         ways: dict[str, int] = {}
         for rows, columns in chunks(kind, part.length):
@@ -226,7 +232,7 @@ def _files(source: str) -> list[_File]:
         raise InputError(f"{source}: not an ONNX model: it holds no graph")
     inside, outside = _stubs(proto, len(places))
     stretches = [Stretch(at, length, *_described(inside.get(i))) for i, (at, length) in enumerate(places)]
-    return [_File("", data, stretches), *_external(outside, Path(source).parent)]
+    return [_File("", data, stretches, packed_tensors(proto)), *_external(outside, Path(source).parent)]
 
 
 def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], list[TensorProto]]:

@@ -5,12 +5,13 @@ planes    words rotated by one bit, so that a float's exponent is one byte; byte
 sparse    where the commonest word is not, and the words there
 values    the distinct words, at most 256, and the place of each in that list
 taps      of a convolution's bytes, what differs from a linear prediction by the taps before it in the same kernel
+digits    of small integers packed several to a byte or to a few, the integers, in one of the forms above
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from onnx_compress.archive.streams import (
     squeeze,
     stretch,
 )
+from onnx_compress.model.packing import Packing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,25 +36,45 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-FORMS = ("plain", "planes", "sparse", "values", "gaps", "zstd", "taps")  # as stored: the place is the number
+FORMS = (
+    "plain",
+    "planes",
+    "sparse",
+    "values",
+    "gaps",
+    "zstd",
+    "taps",
+    "digits",
+)  # as stored: the place is the number
 CHUNK = 1 << 22  # bytes coded at once, about
 _FEW = 256
 _MOST_TAPS = 64
+_NESTED = bytes([FORMS.index("digits")])
+_MOST_DIGITS = 4 * CHUNK  # integers unpacked at once
 _WIDTHS: dict[int, int] = {
     TensorProto.FLOAT: 4, TensorProto.INT32: 4, TensorProto.UINT32: 4, TensorProto.COMPLEX64: 4,
     TensorProto.DOUBLE: 8, TensorProto.INT64: 8, TensorProto.UINT64: 8, TensorProto.COMPLEX128: 8,
     TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2, TensorProto.INT16: 2, TensorProto.UINT16: 2,
 }  # fmt: skip
+_PACKED: dict[int, Packing] = {
+    **dict.fromkeys([TensorProto.UINT4, TensorProto.INT4], Packing(16, 2, 1)),
+    **dict.fromkeys([TensorProto.UINT2, TensorProto.INT2], Packing(4, 4, 1)),
+}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a payload: bytes a word, whether bytes are signed, elements a row, taps a kernel."""
+    """What is known of a payload: bytes a word, whether bytes are signed, elements a row, taps a kernel.
+
+    packing: of small integers in it, which is not known to the reader; inner: of those, how many make a row.
+    """
 
     width: int = 1
     signed: bool = False
     columns: int = 1
     taps: int = 1
+    packing: Packing | None = None
+    inner: int = 1
 
     @classmethod
     def of(cls, data_type: int, dims: Sequence[int], length: int) -> Kind:
@@ -63,8 +85,14 @@ class Kind:
         words = length // width
         columns = words // dims[0] if len(dims) > 1 and dims[0] > 0 and words % dims[0] == 0 else words
         taps = math.prod(dims[2:])
+        packing = _PACKED.get(data_type)
         taps = taps if 1 < taps <= _MOST_TAPS and columns < words and columns % taps == 0 else 1
-        return cls(width, data_type == TensorProto.INT8, max(columns, 1), taps)
+        inner = 1 if packing is None else max(columns, 1) * packing.group
+        return cls(width, data_type == TensorProto.INT8, max(columns, 1), taps, packing, inner)
+
+    def holding(self, packing: Packing, inner: int) -> Kind:
+        """The same, of bytes that hold packed integers."""
+        return replace(self, packing=packing, inner=inner) if self.width == 1 else self
 
     @property
     def rows_at_once(self) -> int:
@@ -110,6 +138,8 @@ def encode_chunk(data: Array, kind: Kind, rows: int, coder: str) -> Part:
     share = float((symbols == common).mean())
     if 0.3 < share < 1 and coder != "zstd":
         found += _sparse(symbols, common, kind.width, coder, share)
+    if kind.packing is not None and kind.width == 1:
+        found += _digits(data, kind.packing, kind.inner, coder)
     assert found
     return min(found, key=lambda part: part.size)
 
@@ -126,6 +156,8 @@ def decode_chunk(head: Reader, body: Reader, kind: Kind, rows: int, columns: int
         if count == 0 or int(places.max(initial=0)) >= count:
             raise damaged("a value is not in its list")
         return listed[places].tobytes()
+    if form == "digits" and kind.width == 1:
+        return _decode_digits(head, body, rows * columns)
     if form in ("sparse", "gaps"):
         words = _decode_sparse(form, head, body, kind.width, (rows, columns))
     elif form == "taps" and kind.width == 1 and kind.taps > 1:
@@ -237,6 +269,35 @@ def _sparse(words: Array, common: int, width: int, coder: str, share: float) -> 
             _tagged("gaps", value, bytes(head.buffer), encode_stream(gaps.reshape(1, -1), coder), *rest)
         )
     return found
+
+
+def _digits(data: Array, packing: Packing, inner: int, coder: str) -> list[Part]:
+    """The integers packed in `data`, where they give it again; `inner` to a row where they come out even."""
+    numbers = data.size // packing.width
+    count = numbers * packing.group
+    if data.size % packing.width or count > _MOST_DIGITS:
+        return []
+    digits = packing.unpack(data.reshape(numbers, -1), count)
+    if not np.array_equal(packing.pack(digits).reshape(-1), data):
+        return []
+    columns = inner if count % inner == 0 else count
+    head = Writer()
+    for number in (packing.radix, packing.group, packing.width, columns):
+        head.number(number)
+    part = encode_chunk(digits, Kind(columns=columns), count // columns, coder)
+    return [_tagged("digits", bytes(head.buffer), part)]
+
+
+def _decode_digits(head: Reader, body: Reader, size: int) -> bytes:
+    packing = Packing(head.number(_FEW), head.number(64), head.number(8))
+    columns = head.number(_MOST_DIGITS)
+    if not (packing.sound and size % packing.width == 0):
+        raise damaged("a tensor has a packing that cannot be")
+    count = size // packing.width * packing.group
+    if count > _MOST_DIGITS or columns == 0 or count % columns or head.data[head.at : head.at + 1] == _NESTED:
+        raise damaged("a tensor has a packing that does not fit")
+    digits = decode_chunk(head, body, Kind(columns=columns), count // columns, columns)
+    return packing.pack(np.frombuffer(digits, np.uint8)).tobytes()
 
 
 def _gaps(flags: Array) -> Array:

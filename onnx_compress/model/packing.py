@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
+
+from onnx_compress.model.walk import graphs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,6 +46,12 @@ class Packing:
             if group:
                 found.append(cls(radix, group, width))
         return min(found, key=lambda packing: (packing.width / packing.group, packing.width))
+
+    @property
+    def sound(self) -> bool:
+        """Whether the digits fit in the bytes."""
+        fits = self.group > 0 and 0 < self.width <= WIDEST and 1 < self.radix <= 256
+        return fits and bool(self.radix**self.group <= 256**self.width)
 
     def size(self, count: int) -> int:
         """Bytes of `count` integers."""
@@ -87,3 +96,55 @@ class Packing:
     def places(self) -> Array:
         """What each byte counts: (width,) int64."""
         return 256 ** np.arange(self.width, dtype=np.int64)
+
+
+def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int]]:
+    """The initializers of `proto` that nodes unpack, each with its packing and the weights in a row of what it stands for.
+
+    Known by Mod(Div(bytes, powers), radix), `bytes` being Cast or MatMul(Cast, places) of the initializer; its bytes are not
+    looked at.
+    """
+    found: dict[str, tuple[Packing, int]] = {}
+    for graph in graphs(proto.graph):
+        weights = {tensor.name: tensor for tensor in graph.initializer}
+        makers = {name: node for node in graph.node for name in node.output}
+        shapes = {node.input[0]: node.input[1] for node in graph.node if node.op_type == "Reshape"}
+        for mod in graph.node:
+            source = _packed_by(mod, makers, weights)
+            if source is None:
+                continue
+            tensor, powers = source
+            if powers.size < 2 or len(tensor.dims) != 2:
+                continue
+            shape = weights.get(shapes.get(mod.output[0], ""))
+            inner = 1
+            if shape is not None and _is_small(shape):
+                inner = int(np.prod(onnx.numpy_helper.to_array(shape)[1:]))
+            packing = Packing(int(powers[1]), powers.size, tensor.dims[1])
+            found[tensor.name] = packing, max(inner, 1)
+    return found
+
+
+def _packed_by(mod: onnx.NodeProto, makers: Any, weights: Any) -> tuple[onnx.TensorProto, Array] | None:
+    """The packed initializer behind a Mod, and the powers it is divided by."""
+    if mod.op_type != "Mod" or mod.input[0] not in makers:
+        return None
+    div = makers[mod.input[0]]
+    if div.op_type != "Div" or not _is_small(weights.get(div.input[1])) or div.input[0] not in makers:
+        return None
+    node = makers[div.input[0]]
+    if node.op_type == "MatMul" and node.input[0] in makers:
+        node = makers[node.input[0]]
+    if node.op_type != "Cast" or node.input[0] not in weights:
+        return None
+    return weights[node.input[0]], onnx.numpy_helper.to_array(weights[div.input[1]]).reshape(-1)
+
+
+def _is_small(tensor: onnx.TensorProto | None) -> bool:
+    """Whether the tensor is there, a vector of integers that holds its own bytes."""
+    return (
+        tensor is not None
+        and tensor.data_type in (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+        and not tensor.external_data
+        and len(tensor.dims) == 1
+    )

@@ -159,11 +159,16 @@ def keep_size(
     count = len(study.weights)
     matters = np.ones(count) if held is None else _matters(study, held, steps, job.progress)
     table = Table(study, steps, matters)
-    dense = float(table.bytes[:, -1].sum())
-    budget = size * job.model.nbytes - (job.model.nbytes - dense)
-    levels = table.within(budget, 0)
-    used = float(table.bytes[np.arange(count), levels].sum())
-    return table.clusters(levels), used <= budget
+    most = size * job.model.nbytes
+    budget = most - (job.model.nbytes - float(table.bytes[:, -1].sum()))
+    clusters: list[int | None] = [None] * count
+    for _ in range(TRIES):
+        clusters = table.clusters(table.within(budget, 0))
+        over = study.stored(clusters).nbytes - most
+        if over <= 0:
+            return clusters, True
+        budget -= over + 1  # > nodes and names are not foreseen to the byte
+    return clusters, False
 
 
 def keep_weights(study: Study, tolerance: float, steps: list[int]) -> list[int | None]:
