@@ -20,6 +20,7 @@ from onnx_compress.numerics.leastsquares import (
     solve,
     solve_with_bias,
 )
+from onnx_compress.numerics.lowrank import balanced, decompose
 from onnx_compress.numerics.obs import Elimination, joint_order, order
 from onnx_compress.numerics.rounding import (
     affine,
@@ -30,7 +31,6 @@ from onnx_compress.numerics.rounding import (
     nearest,
     symmetric_scales,
 )
-from onnx_compress.numerics.whiten import factor, spectrum
 
 Array = np.ndarray[Any, Any]
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
@@ -229,33 +229,46 @@ def test_updates_put_off_lead_to_the_same_losses(late: int, monkeypatch: pytest.
 def test_output_error_is_the_tail_of_the_spectrum(seed: int, shape: tuple[int, int], columns: int) -> None:
     """Three columns: a Gram matrix of rank 3 is no trouble."""
     weight, x = problem(seed, *shape, columns)
-    values = spectrum(weight, gram_of(x))
+    parts = decompose(weight, gram_of(x))
+    values = parts.energies
     assert len(values) == min(shape)
     assert (np.diff(values) <= 0).all()
     brute = np.linalg.svd(weight @ x / np.sqrt(columns), compute_uv=False)
     np.testing.assert_allclose(values[: len(brute)], brute[: len(values)] ** 2, atol=1e-9 * values[0])
     for rank in range(1, min(shape) + 1):
-        a, b = factor(weight, gram_of(x), rank)
+        b, a = balanced(*parts.at(rank))
         assert a.shape == (shape[0], rank)
         assert b.shape == (rank, shape[1])
         error = mean_square((weight - a @ b) @ x)
         assert error == pytest.approx(values[rank:].sum(), rel=1e-6, abs=1e-9 * values[0])
+        assert error == pytest.approx(parts.lost(gram_of(x))[rank:].sum(), rel=1e-6, abs=1e-9 * values[0])
         np.testing.assert_allclose(np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1))
 
 
 def test_full_rank_is_the_weight_itself() -> None:
     weight, x = problem(0)
-    a, b = factor(weight, gram_of(x), 4)
-    np.testing.assert_allclose(a @ b, weight, atol=1e-10)
+    parts = decompose(weight, gram_of(x))
+    first, second = parts.at(4)
+    np.testing.assert_allclose(second @ first, weight, atol=1e-10)
     with pytest.raises(ValueError, match="rank 5"):
-        factor(weight, gram_of(x), 5)
+        parts.at(5)
 
 
 def test_no_data_is_the_plain_svd() -> None:
     weight, _ = problem(0)
-    a, b = factor(weight, np.eye(9), 2)
+    first, second = decompose(weight, np.eye(9)).at(2)
     u, s, vt = np.linalg.svd(weight, full_matrices=False)
-    np.testing.assert_allclose(a @ b, (u[:, :2] * s[:2]) @ vt[:2], atol=1e-10)
+    np.testing.assert_allclose(second @ first, (u[:, :2] * s[:2]) @ vt[:2], atol=1e-10)
+
+
+def test_a_diagonal_norm_is_that_of_the_matrix_with_it() -> None:
+    """Only the energy of each input given: the same factors, without a matrix of inputs times inputs."""
+    weight, x = problem(1)
+    diagonal = (x * x).mean(1)
+    for one, two in zip(
+        decompose(weight, diagonal).at(2), decompose(weight, np.diag(diagonal)).at(2), strict=True
+    ):
+        np.testing.assert_allclose(np.abs(one), np.abs(two), atol=1e-9)
 
 
 # rounding

@@ -45,23 +45,18 @@ class LowRank:
 def decompose(weight: Array, gram: Array | None = None) -> LowRank:
     """The low-rank decomposition of `weight` (N, K) in the norm of `gram` (K, K), or its diagonal (K,), or the Frobenius norm.
 
-    By the eigenvectors of the smaller side: U of W L diagonalises W G Wᵀ, and (W L)_r = U_r U_rᵀ W L, so where N is the
-    smaller, neither L nor its inverse is needed.
+    U of W L diagonalises W G Wᵀ, and (W L)_r = U_r U_rᵀ W L: neither L nor its inverse is needed, and a G of any rank will do.
+    Where N is the larger, W = Q T, and it is T G Tᵀ whose eigenvectors are found, turned by Q.
 
     >>> parts = decompose(np.diag([3.0, 2.0, 1.0]))
     >>> parts.energies.round(6).tolist()
     [9.0, 4.0, 1.0]
     """
-    if len(weight) <= weight.shape[1]:
-        energies, u = falling_eigh(times(weight, gram) @ weight.T)
-        return LowRank(energies, u.T @ weight, u)
-    if gram is None:
-        energies, v = falling_eigh(weight.T @ weight)
-        return LowRank(energies, v.T, weight @ v)
-    root, inverse = root_and_inverse(np.diag(gram) if gram.ndim == 1 else gram)
-    white = weight @ root
-    energies, v = falling_eigh(white.T @ white)
-    return LowRank(energies, v.T @ inverse, white @ v)
+    basis, rows = None, weight
+    if len(weight) > weight.shape[1]:
+        basis, rows = np.linalg.qr(weight)
+    energies, u = falling_eigh(times(rows, gram) @ rows.T)
+    return LowRank(energies, u.T @ rows, u if basis is None else basis @ u)
 
 
 def falling_eigh(matrix: Array) -> tuple[Array, Array]:
