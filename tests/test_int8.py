@@ -26,7 +26,7 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.passes.int8 import Int8
 from onnx_compress.passes.int8.kinds import REQUANTIZED, SHARED
 from onnx_compress.passes.int8.lower import RULES, lower
-from onnx_compress.passes.int8.ranges import METHODS, affine, choose, seen, squared_error
+from onnx_compress.passes.int8.ranges import INT8, METHODS, UINT8, affine, choose, seen, squared_error
 from onnx_compress.passes.int8.storage import store
 from onnx_compress.passes.int8.weights import nearest, weight_scale
 from onnx_compress.recipe import parse, resolve
@@ -110,6 +110,10 @@ FOLLOWERS = {  # from `a` (and `c`), which convolutions made, (N,8,6,6), to `b`
     "Sigmoid": "b = Sigmoid(a)",
     "Softmax": "b = Softmax<axis=-1>(a)",
     "MatMul": "b = MatMul(a, c)",
+    "Where": "b = Where(flags, a, c)",
+    "ReduceMax": "b = ReduceMax<axes=[3]>(a)",
+    "ReduceMin": "b = ReduceMin<axes=[3]>(a)",
+    "DepthToSpace": "b = DepthToSpace<blocksize=2>(a)",
     "MaxPool": "b = MaxPool<kernel_shape=[2,2]>(a)",
     "Reshape": "s = Constant<value_ints=[0,4,-1]>() b = Reshape(a, s)",
     "Transpose": "b = Transpose<perm=[0,2,3,1]>(a)",
@@ -133,7 +137,8 @@ def follower_model(op: str) -> Model:
     weights = {"w": normal(8, 3, 3, 3), "v": normal(8, 3, 3, 3)}
     weights["indices"] = np.zeros((1, 8, 6, 2), np.int64)
     weights["scales"] = np.array([1, 1, 2, 2], np.float32)
-    body = f"a = Conv(x, w) {'c = Conv(x, v)' if '(a, c)' in FOLLOWERS[op] else ''} {FOLLOWERS[op]}"
+    weights["flags"] = np.arange(288).reshape(8, 6, 6) % 3 == 0
+    body = f"a = Conv(x, w) {'c = Conv(x, v)' if 'a, c)' in FOLLOWERS[op] else ''} {FOLLOWERS[op]}"
     used = {
         name: value for name, value in weights.items() if name in body.replace("(", " ").replace(")", " ")
     }
@@ -302,7 +307,7 @@ def test_a_bias_too_large_for_int32_gets_coarser_weights() -> None:
 @given(st.floats(-1000, 1000, width=32), st.floats(-1000, 1000, width=32), st.booleans())
 @settings(max_examples=100, deadline=None)
 def test_zero_is_a_code(low: float, high: float, signed: bool) -> None:
-    scale = affine(min(low, high), max(low, high), signed)
+    scale = affine(min(low, high), max(low, high), INT8 if signed else UINT8)
     assert scale.quantize(np.zeros(1))[0] == scale.zero
     assert np.iinfo(scale.dtype).min <= scale.zero <= np.iinfo(scale.dtype).max
 

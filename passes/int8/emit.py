@@ -33,6 +33,8 @@ class _Writer:
 
     surgery: Surgery
     scaled: Mapping[str, float]
+    on_codes: set[str]
+    residual: bool
     before: dict[int, list[gs.Node]] = field(default_factory=dict)
     after: dict[int, list[gs.Node]] = field(default_factory=dict)
     first: list[gs.Node] = field(default_factory=list)
@@ -60,7 +62,9 @@ def emit(
     ranges: of each group of tensors; weights: of each layer, already rounded.
     """
     surgery = Surgery(model)
-    writer = _Writer(surgery, placement.scaled)
+    writer = _Writer(
+        surgery, placement.scaled, ON_CODES if placement.rules.recoded else set(), placement.rules.residual
+    )
     graph = surgery.graph
     by_name = {node.name: node for node in graph.nodes}
     scales = {name: ranges[group] for name, group in placement.group.items()}
@@ -71,11 +75,15 @@ def emit(
     integer = {id(by_name[name]) for name in [*placement.layers, *placement.followers]}
     for name in placement.layers:
         node = by_name[name]
-        _weigh(writer, node, weights[name], scales[node.inputs[0].name])
+        _weigh(
+            writer, node, weights[name], scales[node.inputs[0].name] if placement.rules.int32_bias else None
+        )
         _shift(writer, node, weights[name].shift)
     for node in graph.nodes:
-        if id(node) in integer and node.op not in LAYERS and node.name not in placement.scaled:
-            if node.op == "Relu":  # onnxruntime has no integer Relu, but a table for any slope
+        if id(node) in integer and node.name in placement.followers and node.name not in placement.scaled:
+            if (
+                node.op == "Relu" and placement.rules.recoded
+            ):  # onnxruntime has no integer Relu, but a table for any slope
                 node.op, node.attrs = "LeakyRelu", {"alpha": 0.0}
             _quantize_constants(writer, node, scales)
     for tensor in _tensors(graph):
@@ -94,8 +102,8 @@ def _fold(activation: gs.Node, before: gs.Node) -> None:
     before.outputs.extend(outputs)
 
 
-def _weigh(writer: _Writer, node: gs.Node, weight: LayerWeight, source: Affine) -> None:
-    """The layer reads its weight in int8 and its bias in int32."""
+def _weigh(writer: _Writer, node: gs.Node, weight: LayerWeight, source: Affine | None) -> None:
+    """The layer reads its weight in int8, and its bias in int32 steps of `source` (None: in float32)."""
     node.attrs = {key: value for key, value in node.attrs.items() if key not in ("alpha", "beta")}
     scale = weight.scale
     key = (id(node.inputs[1]), weight.values.tobytes() + scale.tobytes())
@@ -109,11 +117,17 @@ def _weigh(writer: _Writer, node: gs.Node, weight: LayerWeight, source: Affine) 
     node.inputs[1] = writer.weights[key]
     if weight.bias is None:
         return
-    steps = np.float32(source.scale) * scale
-    # > clip: scales leave room for the bias, but a correction may have moved it
-    values = np.rint(weight.bias / steps.astype(np.float64)).clip(-BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
-    bias = writer.surgery.constant("b_q", values)
-    out = _dequantize(writer, node, [bias, writer.surgery.constant("sb", steps)], 0 if steps.ndim else None)
+    if source is None:
+        out = writer.surgery.constant("b", weight.bias.astype(np.float32))
+    else:
+        steps = np.float32(source.scale) * scale
+        # > clip: scales leave room for the bias, but a correction may have moved it
+        values = np.rint(weight.bias / steps.astype(np.float64)).clip(-BIAS_LIMIT, BIAS_LIMIT)
+        parts = [
+            writer.surgery.constant("b_q", values.astype(np.int32)),
+            writer.surgery.constant("sb", steps),
+        ]
+        out = _dequantize(writer, node, parts, 0 if steps.ndim else None)
     if len(node.inputs) > 2:
         node.inputs[2] = out
     else:
@@ -152,7 +166,7 @@ def _quantize_constants(writer: _Writer, node: gs.Node, scales: Mapping[str, Aff
         tensor = node.inputs[at]
         if isinstance(tensor, gs.Constant):
             value = np.asarray(tensor.values)
-            scale = affine(float(value.min(initial=0)), float(value.max(initial=0)), other.signed)
+            scale = affine(float(value.min(initial=0)), float(value.max(initial=0)), other.codes)
             values = writer.surgery.constant(f"{tensor.name}_q", scale.quantize(value))
             parts = [writer.constant("s", scale.scale_array), writer.constant("z", scale.zero_array)]
             node.inputs[at] = _dequantize(writer, node, [values, *parts], None)
@@ -178,7 +192,7 @@ def _convert(
     users = list({id(user): user for user in tensor.outputs}.values())
     maker: Any = tensor.inputs[0] if tensor.inputs else None
     whole = id(maker) in integer
-    already = whole and (maker.op in ON_CODES or maker.name in writer.scaled)
+    already = whole and (maker.op in writer.on_codes or maker.name in writer.scaled)
     if whole and any(output is tensor for output in graph.outputs):
         back = tensor  # the graph's output keeps its name
         if not already:
@@ -191,8 +205,9 @@ def _convert(
     for user in users:
         for at, read in enumerate(user.inputs):
             data = id(user) in integer and at in data_inputs(user)
+            data = data or (writer.residual and _beside_a_layer(user, tensor, integer))
             if read is tensor and (whole or data):
-                codes = data and (user.op in ON_CODES or user.name in writer.scaled)
+                codes = data and (user.op in writer.on_codes or user.name in writer.scaled)
                 user.inputs[at] = eight if codes else back
     nodes = []
     if not already:
@@ -203,6 +218,16 @@ def _convert(
         writer.first += nodes
     else:
         writer.after.setdefault(id(maker), []).extend(nodes)
+
+
+def _beside_a_layer(node: gs.Node, tensor: gs.Variable, integer: set[int]) -> bool:
+    """Whether `node` adds `tensor` to what an integer layer made for it alone."""
+    if node.op != "Add":
+        return False
+    others = [
+        t for t in node.inputs if t is not tensor and isinstance(t, gs.Variable) and len(t.outputs) == 1
+    ]
+    return any(maker.op in LAYERS and id(maker) in integer for t in others for maker in t.inputs)
 
 
 def _on_codes(node: gs.Node, eight: gs.Variable, zero: gs.Constant) -> None:

@@ -11,10 +11,11 @@ from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.lower import lower
-from onnx_compress.passes.int8.opset import raised
+from onnx_compress.passes.int8.opset import OPSET, OPSET_16, raised
 from onnx_compress.passes.int8.placement import place
 from onnx_compress.passes.int8.quantizer import Choices, Quantizer
 from onnx_compress.passes.int8.search import Search
+from onnx_compress.passes.int8.targets import TARGETS, Rules, check_static, codes_for
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.data import random_data
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.int8.ranges import Codes
     from onnx_compress.runtime.data import Data
 
 RANDOM_SAMPLES = 32
@@ -44,7 +46,7 @@ class Int8:
         "mse", "how an activation's range is chosen"
     )
     weights: Literal["per-channel", "per-tensor"] = option("per-channel", "how many scales a weight has")
-    activations: Literal["uint8", "int8"] = option("uint8", "type of the activations")
+    activations: Literal["uint8", "int8", "uint16"] = option("uint8", "type of the activations")
     rounding: Literal["gptq", "nearest"] = option("gptq", "how weights are rounded")
     bias_correction: bool = option(True, "restore the mean of each layer's output")
     reduce_range: Literal["auto"] | bool = option(
@@ -54,18 +56,22 @@ class Int8:
     keep_if: Literal["not-slower", "faster", "always"] = option(
         "not-slower", "what the clock must say of the result"
     )
-    target: Literal["ort-cpu"] = option("ort-cpu", "whose kernels the placement suits")
+    target: Literal["ort-cpu", "tensorrt", "qnn", "openvino"] = option(
+        "ort-cpu", "whose kernels the placement suits"
+    )
 
     def __post_init__(self) -> None:
         try:
             re.compile(self.exclude or "")
         except re.error as error:
             raise ValueError(f"exclude={self.exclude!r} is no regular expression: {error}") from error
+        codes_for(self.target, self.activations)
 
     def apply(self, job: Job) -> Result:
         """The model in int8 where tolerance and clock allow; what stayed in float is in the skips, with the reason."""
         if is_quantized(job.model):
             return Result(job.model, skips=[Skip("*", "the model is quantized already")])
+        check_static(job.model, self.target)
         warnings = []
         data = job.data
         if data is None:
@@ -76,7 +82,7 @@ class Int8:
         bound = math.inf if self.tolerance is None else judge(job.model) + self.tolerance
         search = Search(self, job, fit, held, judge, bound)
         found = search.integer()
-        if found.placement is not None:
+        if found.placement is not None and self.rules.timed:
             found = search.in_time(found)
         found = search.stored(found)
         if self.bits < 8:
@@ -88,7 +94,7 @@ class Int8:
         if is_quantized(model):
             return Result(model, skips=[Skip("*", "the model is quantized already")])
         keep = dict.fromkeys(self.excluded(model), f"excluded by exclude={self.exclude}")
-        placement = place(Surgery(lower(model, shapes, keep)).graph, keep)
+        placement = place(Surgery(lower(model, shapes, keep, self.rules)).graph, keep, rules=self.rules)
         changes = [Change(name, "quantize", "float32", "int8") for name in placement.layers]
         return Result(model, changes, [Skip(name, why) for name, why in placement.left.items()])
 
@@ -97,14 +103,29 @@ class Int8:
         if is_quantized(job.model):
             return job.model
         data = (job.data or made_up(job)).take(PREVIEW_SAMPLES)
-        model = raised(job.model, lambda _: 0.0)
+        model = raised(job.model, lambda _: 0.0, self.opset)
         if isinstance(model, str):
             return job.model
         choices = Choices(
-            "minmax", self.weights == "per-channel", self.activations == "int8", "nearest", False
+            "minmax", self.weights == "per-channel", self.codes, "nearest", False, rules=self.rules
         )
         quantizer = self.quantizer(model, data, job, choices)
         return quantizer.quantized()[0] if quantizer.layers else job.model
+
+    @property
+    def rules(self) -> Rules:
+        """Of the target."""
+        return TARGETS[self.target]
+
+    @property
+    def codes(self) -> Codes:
+        """Of the activations."""
+        return codes_for(self.target, self.activations)
+
+    @property
+    def opset(self) -> int:
+        """The least that the result needs."""
+        return OPSET_16 if self.codes.steps > 255 else OPSET
 
     @property
     def bits(self) -> int:
@@ -117,13 +138,14 @@ class Int8:
         choices = choices or Choices(
             self.calibrate,
             self.weights == "per-channel",
-            self.activations == "int8",
+            self.codes,
             self.rounding,
             self.bias_correction,
             self.bits,
+            self.rules,
         )
         keep = dict.fromkeys(self.excluded(model), f"excluded by exclude={self.exclude}")
-        lowered = lower(model, infer(model), keep)
+        lowered = lower(model, infer(model), keep, self.rules)
         shapes = infer(lowered)
         return Quantizer(lowered, data, choices, keep, shapes, job.clock.threads, job.progress)
 

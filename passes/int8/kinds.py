@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
-LAYERS = ("Conv", "Gemm", "MatMul")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOAT_ONLY = {  # work that onnxruntime's CPU provider does in float only
     "ConvTranspose": "onnxruntime's CPU provider has no integer ConvTranspose",
     "LSTM": "a recurrent layer runs in float",
@@ -15,11 +15,13 @@ FLOAT_ONLY = {  # work that onnxruntime's CPU provider does in float only
 }
 SHARED = {  # values only move: the output has the input's scale and onnxruntime drops the conversions around it
     "MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "GatherElements",
-    "Tile", "Expand", "Resize", "Split", "Concat", "Pad",
+    "Tile", "Expand", "Resize", "Split", "Concat", "Pad", "ReduceMax", "ReduceMin",
+    "DepthToSpace",
 }  # fmt: skip
 REQUANTIZED = {
-    "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Relu", "Sigmoid", "Softmax", "MatMul",
+    "Add", "Mul", "AveragePool", "GlobalAveragePool", "LeakyRelu", "Relu", "Sigmoid", "Softmax", "MatMul", "Where",
 }  # fmt: skip
+LARGEST = 1e4  # of a constant that shares a tensor with activations: a mask's -inf would take all codes
 FIXED = {"Sigmoid": (0.0, 255 / 256), "Softmax": (0.0, 255 / 256)}  # outputs whose range is known
 
 
@@ -50,6 +52,8 @@ def unfit(node: gs.Node) -> str | None:
         return "its bias is computed in the graph"
     if node.op == "MatMul" and len(weight.shape) != 2:
         return "its weight is no matrix"
+    if node.op == "ConvTranspose" and int(node.attrs.get("group", 1)) != 1:
+        return "a grouped ConvTranspose has no axis that counts its output channels"
     if node.op == "Gemm" and bias is not None and bias.name:
         columns = weight.shape[0] if node.attrs.get("transB", 0) else weight.shape[1]
         if int(np.prod(bias.shape)) not in (1, columns) or max((*bias.shape, 1)) != int(np.prod(bias.shape)):
@@ -65,6 +69,8 @@ def data_inputs(node: gs.Node) -> list[int]:
         return list(range(len(node.inputs)))
     if node.op == "MatMul" and not isinstance(node.inputs[1], gs.Constant):
         return [0, 1]
+    if node.op == "Where":
+        return [1, 2]
     return [0]
 
 
@@ -75,9 +81,9 @@ def can_follow(node: gs.Node) -> bool:
     inputs = [node.inputs[at] for at in data_inputs(node)] if node.inputs else []
     if not inputs or all(isinstance(tensor, gs.Constant) for tensor in inputs):
         return False
-    if node.op in ("Add", "Mul"):
+    if node.op in ("Add", "Mul", "Where"):
         constants = [t for t in inputs if isinstance(t, gs.Constant)]
-        return all(np.dtype(t.dtype) == np.float32 and np.all(np.isfinite(t.values)) for t in constants)
+        return all(_moderate(t) for t in constants)
     if node.op == "MatMul":
         return not any(isinstance(tensor, gs.Constant) for tensor in inputs)
     if node.op == "Resize":
@@ -92,6 +98,12 @@ def can_follow(node: gs.Node) -> bool:
     if any(isinstance(tensor, gs.Constant) for tensor in inputs):
         return False
     return node.op in SHARED | REQUANTIZED and len(node.outputs) == 1
+
+
+def _moderate(constant: gs.Constant) -> bool:
+    if np.dtype(constant.dtype) != np.float32:
+        return False
+    return bool(np.all(np.abs(constant.values) < LARGEST))  # > NaN is not less
 
 
 def clips(node: gs.Node) -> bool:

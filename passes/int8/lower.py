@@ -8,25 +8,26 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.int8.placement import place
+from onnx_compress.passes.int8.placement import ORT, place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.int8.targets import Rules
 
     Rule = Callable[[Surgery, gs.Node, Mapping[str, Shape]], list[gs.Node] | None]
 
 
-def lower(model: Model, shapes: Mapping[str, Shape], keep: Mapping[str, str]) -> Model:
+def lower(model: Model, shapes: Mapping[str, Shape], keep: Mapping[str, str], rules: Rules = ORT) -> Model:
     """`model` with nodes of the main graph replaced by RULES, where the new ones will run in integers.
 
     A float operator is not touched: onnxruntime's float fusions look for the forms that exporters write. keep: nodes
-    that stay in float.
+    that stay in float; rules: of the runtime it is for.
     """
     everywhere, made = _lowered(model, shapes, None)
-    placement = place(Surgery(everywhere).graph, keep)
+    placement = place(Surgery(everywhere).graph, keep, rules=rules)
     integer = {*placement.layers, *placement.followers}
     wanted = {name for name, new in made.items() if not new or integer & new}
     return _lowered(model, shapes, wanted)[0]

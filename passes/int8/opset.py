@@ -14,7 +14,8 @@ from onnx_compress.runtime.session import Session
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NEEDED = 13  # DequantizeLinear with an axis
+OPSET = 13  # DequantizeLinear with an axis
+OPSET_16 = 21  # ... and with 16 bits
 AGREES = 1e-6  # relative output error up to which a converted model is the same
 
 
@@ -23,19 +24,20 @@ def opset(model: Model) -> int:
     return next((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), 0)
 
 
-def raised(model: Model, judge: Callable[[Model], float]) -> Model | str:
-    """`model` in opset 13 at least, by onnx's own converter, or why that cannot be.
+def raised(model: Model, judge: Callable[[Model], float], needed: int = OPSET) -> Model | str:
+    """`model` in opset `needed` at least, by onnx's own converter, or why that cannot be.
 
     judge: the output error of a model against this one: a conversion that changes the outputs is not taken.
     """
     version = opset(model)
-    if version >= NEEDED:
+    if version >= needed:
         return model
-    what = f"opset {version} has no per-channel scales, and raising it to {NEEDED} failed"
+    lacks = "16-bit codes" if version >= OPSET else "per-channel scales"
+    what = f"opset {version} has no {lacks}, and raising it to {needed} failed"
     if version == 0 or model.nbytes > LIMIT:
         return what
     try:
-        converted = Model.from_proto(onnx.version_converter.convert_version(model.to_proto(), NEEDED))
+        converted = Model.from_proto(onnx.version_converter.convert_version(model.to_proto(), needed))
     except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
         return f"{what}: {' '.join(str(error).split())[:200]}"
     try:

@@ -24,6 +24,7 @@ from onnx_compress.passes.int8.kinds import (
     unfit,
     weight_of,
 )
+from onnx_compress.passes.int8.targets import TARGETS, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 
+ORT = TARGETS["ort-cpu"]
+
+
 @dataclass
 class Placement:
     """What runs in integers. Nodes and tensors are named; names are unique in the main graph.
@@ -40,7 +44,7 @@ class Placement:
     layers: in graph order; followers: the other integer nodes; folded: clipping node to the integer node before it;
     group: quantized tensor to the tensor that stands for all tensors of its scale;
     scaled: multiplication by a constant to that constant, which only changes what the same codes mean;
-    left: layer to why it stays in float.
+    left: layer to why it stays in float; rules: of the runtime it is for.
     """
 
     layers: list[str] = field(default_factory=list)
@@ -49,6 +53,7 @@ class Placement:
     group: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, float] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    rules: Rules = ORT
 
     def members(self) -> dict[str, list[str]]:
         """Each group's tensors."""
@@ -58,16 +63,18 @@ class Placement:
         return found
 
 
-def place(graph: gs.Graph, keep: Mapping[str, str], *, followers: bool = True) -> Placement:
+def place(
+    graph: gs.Graph, keep: Mapping[str, str], *, followers: bool = True, rules: Rules = ORT
+) -> Placement:
     """The placement for `graph`; `keep` names nodes that stay in float and says why.
 
     followers=False: only layers run in integers, which is best where float operators stand between all of them.
     """
-    placement = Placement()
+    placement = Placement(rules=rules)
     for node in graph.nodes:
-        if node.op in FLOAT_ONLY and weight_of(node) is not None:
+        if node.op in FLOAT_ONLY and node.op not in rules.layers and weight_of(node) is not None:
             placement.left[node.name] = FLOAT_ONLY[node.op]
-        elif node.op in LAYERS and (node.op != "MatMul" or weight_of(node) is not None):
+        elif node.op in rules.layers and (node.op != "MatMul" or weight_of(node) is not None):
             why = keep.get(node.name, unfit(node))
             if why is not None:
                 placement.left[node.name] = why
@@ -77,7 +84,8 @@ def place(graph: gs.Graph, keep: Mapping[str, str], *, followers: bool = True) -
     integer = {id(node) for node in graph.nodes if node.name in chosen}
     layers = set(integer)
     if followers:
-        integer |= {id(node) for node in graph.nodes if node.name not in keep and can_follow(node)}
+        able = (node for node in graph.nodes if node.name not in keep and can_follow(node))
+        integer |= {id(node) for node in able if rules.followers is None or node.op in rules.followers}
     _settle(graph, integer, layers, placement)
     placement.followers = {node.name for node in graph.nodes if id(node) in integer - layers}
     _group(graph, integer, placement)
@@ -88,7 +96,7 @@ def _settle(graph: gs.Graph, integer: set[int], layers: set[int], placement: Pla
     """Takes followers out until every one of them has integer inputs and somebody to feed in integers."""
     outputs = {id(tensor) for tensor in graph.outputs}
     while True:
-        placement.folded = dict(_foldable(graph, integer, outputs))
+        placement.folded = dict(_foldable(graph, integer, outputs)) if placement.rules.folds else {}
         by_name = {node.name: node for node in graph.nodes}
         made = {id(t) for node in graph.nodes if id(node) in integer for t in node.outputs}
         for name, before in placement.folded.items():
@@ -147,7 +155,9 @@ def _group(graph: gs.Graph, integer: set[int], placement: Placement) -> None:
         feeds = [node.inputs[at] for at in data_inputs(node) if isinstance(node.inputs[at], gs.Variable)]
         for tensor in feeds:
             joined.find(tensor.name)
-        if node.op in ("Gemm", "MatMul") and not _goes_on(node, node.outputs[0], integer, placement.folded):
+        if node.op in placement.rules.floats and not _goes_on(
+            node, node.outputs[0], integer, placement.folded
+        ):
             placement.folded.pop(ends.get(node.name, ""), None)
             continue  # its result is wanted in float: no conversion at all
         last = by_name[ends[node.name]] if node.name in ends else node
@@ -160,7 +170,7 @@ def _group(graph: gs.Graph, integer: set[int], placement: Placement) -> None:
     origins = sources(graph, placement)
     for node in graph.nodes:
         factor = factor_of(node) if id(node) in integer and node.name not in ends else None
-        if factor is None:
+        if factor is None or not placement.rules.recoded:
             continue
         before, after = (placement.group[t.name] for t in (*_variables(node), node.outputs[0]))
         # > one origin: a tensor joined with others has the scale of all of them

@@ -12,7 +12,7 @@ from onnx_compress.numerics import rounding
 from onnx_compress.passes.int8 import ranges
 from onnx_compress.passes.int8.emit import emit
 from onnx_compress.passes.int8.kinds import FIXED
-from onnx_compress.passes.int8.placement import Placement, place, scaled_groups, sources
+from onnx_compress.passes.int8.placement import ORT, Placement, place, scaled_groups, sources
 from onnx_compress.passes.int8.weights import (
     LayerWeight,
     channel_axis,
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
-    from onnx_compress.passes.int8.ranges import Affine
+    from onnx_compress.passes.int8.ranges import Affine, Codes
+    from onnx_compress.passes.int8.targets import Rules
     from onnx_compress.runtime.data import Data
 
     Array = NDArray[Any]
@@ -50,10 +51,11 @@ class Choices:
 
     calibrate: str = "mse"
     per_channel: bool = True
-    signed: bool = False
+    codes: Codes = ranges.UINT8  # of the activations
     rounding: str = "gptq"
     bias_correction: bool = True
     bits: int = 8  # of a weight: 7 where products may saturate
+    rules: Rules = ORT
 
 
 @dataclass
@@ -78,13 +80,17 @@ class Quantizer:
     def __post_init__(self) -> None:
         self.graph = Surgery(self.model).graph
         self.nodes = {node.name: node for node in self.graph.nodes}
-        self.layers = place(self.graph, self.keep).layers
+        self.layers = self.place().layers
+
+    def place(self, keep: Mapping[str, str] | None = None, *, followers: bool = True) -> Placement:
+        """What would run in integers; `keep` names more nodes that stay in float."""
+        return place(self.graph, {**self.keep, **(keep or {})}, followers=followers, rules=self.choices.rules)
 
     def quantized(
         self, keep: Mapping[str, str] | None = None, *, followers: bool = True
     ) -> tuple[Model, Placement]:
         """The model in int8, and where; `keep` names more nodes that stay in float."""
-        placement = place(self.graph, {**self.keep, **(keep or {})}, followers=followers)
+        placement = self.place(keep, followers=followers)
         if not placement.layers:
             return self.model, placement
         scales = self._scales(placement)
@@ -97,7 +103,7 @@ class Quantizer:
         """Sees the ranges of all tensors that any placement may quantize, and rounds all weights."""
         wanted = set()
         for followers in (True, False):
-            placement = place(self.graph, self.keep, followers=followers)
+            placement = self.place(followers=followers)
             wanted |= {name for names in sources(self.graph, placement).values() for name in names}
             wanted |= set(placement.group)
         self._see(sorted(wanted))
@@ -139,20 +145,18 @@ class Quantizer:
             self._see(sorted(missing))
         found = {
             group: (
-                ranges.affine(*fixed[names[0]], self.choices.signed)
+                ranges.affine(*fixed[names[0]], self.choices.codes)
                 if len(names) == 1 and names[0] in fixed
                 else ranges.choose(
                     ranges.merged([self.seen[name] for name in names]),
                     self.choices.calibrate,
-                    self.choices.signed,
+                    self.choices.codes,
                 )
             )
             for group, names in origins.items()
         }
         for group, (before, factor) in scaled_groups(self.graph, placement).items():
-            found[group] = ranges.Affine(
-                found[before].scale * factor, found[before].zero, self.choices.signed
-            )
+            found[group] = ranges.Affine(found[before].scale * factor, found[before].zero, self.choices.codes)
         return found
 
     def _source(self, name: str) -> str:
@@ -163,14 +167,7 @@ class Quantizer:
         node = self.nodes[name]
         weight, bias = float_weight(node)
         axis = channel_axis(node)
-        scale = weight_scale(
-            weight,
-            axis,
-            limit=2 ** (self.choices.bits - 1) - 1,
-            per_channel=self.choices.per_channel,
-            bias=bias,
-            source=source.scale,
-        )
+        scale = self._steps(node, weight, bias, source)
         known = self.rounded.get(name)
         if known is not None and np.array_equal(known[1], scale):
             codes = known[0]
@@ -178,7 +175,7 @@ class Quantizer:
             codes = nearest(weight, scale, axis, 2 ** (self.choices.bits - 1) - 1)
         made = LayerWeight(codes, scale, axis, bias)
         mean = self.means.get(name)
-        if self.choices.bias_correction and mean is not None:
+        if self.choices.bias_correction and mean is not None and node.op != "ConvTranspose":
             made.bias = _corrected(node, weight, made, mean)
             if node.op == "MatMul":
                 made.bias, made.shift = None, made.bias
@@ -186,10 +183,21 @@ class Quantizer:
             made.bias = self.moved[name] if made.bias is None else made.bias + self.moved[name]
         return made
 
+    def _steps(self, node: gs.Node, weight: Array, bias: Array | None, source: Affine) -> Array:
+        rules = self.choices.rules
+        return weight_scale(
+            weight,
+            channel_axis(node),
+            limit=2 ** (self.choices.bits - 1) - 1,
+            per_channel=self.choices.per_channel and node.op in rules.per_channel,
+            bias=bias if rules.int32_bias else None,
+            source=source.scale,
+        )
+
     def _round(self) -> None:
         """GPTQ for every layer, as many Gram matrices at a time as memory allows."""
-        scales = self._scales(place(self.graph, self.keep))
-        groups = place(self.graph, self.keep).group
+        placement = self.place()
+        scales, groups = self._scales(placement), placement.group
         waiting: list[tuple[str, LayerInput]] = []
         for name in self.layers:
             unfolded = layer_input(self.nodes[name], self.shapes)
@@ -214,25 +222,20 @@ class Quantizer:
     def _round_layer(self, name: str, stat: Any, source: Affine) -> None:
         node = self.nodes[name]
         weight, bias = float_weight(node)
-        axis = channel_axis(node)
         self.means[name] = stat.mean
-        scale = weight_scale(
-            weight,
-            axis,
-            limit=2 ** (self.choices.bits - 1) - 1,
-            per_channel=self.choices.per_channel,
-            bias=bias,
-            source=source.scale,
-        )
+        scale = self._steps(node, weight, bias, source)
         rows = weight_rows(node, weight)
-        steps = np.broadcast_to(scale.reshape(-1), (rows.shape[0] * rows.shape[1],)).reshape(rows.shape[:2])
+        # > of a ConvTranspose, a channel has a row for each tap of its kernel
+        steps = np.repeat(scale.reshape(-1), rows.shape[0] * rows.shape[1] // scale.size).reshape(
+            rows.shape[:2]
+        )
         codes = np.empty(rows.shape, np.int8)
         for where, grams in stat.blocks():
             for group in range(len(rows)):
                 codes[group][:, where] = _compensated(
                     rows[group][:, where], grams[group], steps[group].astype(np.float64), self.choices.bits
                 )
-        kernel = weight.shape[2:] if node.op == "Conv" else ()
+        kernel = weight.shape[2:] if node.op.startswith("Conv") else ()
         self.rounded[name] = (weight_from_rows(node, codes, kernel), scale, stat.mean)
 
     def _average(self) -> None:
@@ -240,7 +243,7 @@ class Quantizer:
         asked = {}
         for name in self.layers:
             node = self.nodes[name]
-            axis = 1 if node.op == "Conv" else -1
+            axis = 1 if node.op.startswith("Conv") else -1
             asked[name] = Moments(self._source(name), axis)
         found = observe(self.model, self.data, asked.values(), threads=self.threads)
         for name, request in asked.items():

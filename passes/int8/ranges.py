@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,22 +14,50 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 METHODS = ("mse", "minmax", "percentile", "entropy")
+EVEN = np.linspace(0.2, 1.0, 41)  # by what a range is drawn in
+FAR = 2.0 ** np.arange(-10, -2.5, 0.5)  # an outlier may be a thousand times what all other values reach
 PERCENTILE = 99.99  # of the values, between which the range of `percentile` reaches
-STEPS = 255  # between the smallest and the largest of 8 bits
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The integers that stand for a tensor's values; symmetric: 0 stands for 0."""
+
+    name: str = "uint8"
+    symmetric: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the integers."""
+        return np.dtype(self.name)
+
+    @property
+    def least(self) -> int:
+        """The smallest of them."""
+        return int(np.iinfo(self.dtype).min)
+
+    @property
+    def steps(self) -> int:
+        """Between the smallest and the largest of them."""
+        return int(np.iinfo(self.dtype).max) - self.least
+
+
+UINT8 = Codes("uint8")
+INT8 = Codes("int8")
 
 
 @dataclass(frozen=True)
 class Affine:
-    """`real = scale · (code − zero)`, codes 0..255, or −128..127 when signed."""
+    """`real = scale · (code − zero)`."""
 
     scale: float
     zero: int
-    signed: bool = False
+    codes: Codes = UINT8
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the codes."""
-        return np.dtype(np.int8 if self.signed else np.uint8)
+        return self.codes.dtype
 
     @property
     def scale_array(self) -> Array:
@@ -42,24 +71,30 @@ class Affine:
 
     def quantize(self, value: Array) -> Array:
         """The codes of `value`, as QuantizeLinear gives them."""
-        info = np.iinfo(self.dtype)
+        # > float32: beyond 2^24 codes no type here reaches
         codes = np.rint(value / np.float32(self.scale)) + self.zero
-        clipped: Array = np.clip(codes, info.min, info.max).astype(self.dtype)
-        return clipped
+        clipped: Array = np.clip(codes, self.codes.least, self.codes.least + self.codes.steps)
+        return clipped.astype(self.dtype)
 
 
-def affine(low: float, high: float, signed: bool = False) -> Affine:
-    """The finest 8-bit scale that reaches from `low` to `high` and represents zero exactly.
+def affine(low: float, high: float, codes: Codes = UINT8) -> Affine:
+    """The finest scale that reaches from `low` to `high` and represents zero exactly.
 
     >>> affine(-1.0, 1.55).zero
     100
+    >>> affine(-1.0, 1.27, Codes("int8", symmetric=True)).zero
+    0
     """
     low, high = min(low, 0.0), max(high, 0.0)
-    scale = float(np.float32((high - low) / STEPS))
+    if codes.symmetric:
+        high = max(high, -low)
+        low = -high
+        scale = float(np.float32(high / (codes.steps // 2)))
+    else:
+        scale = float(np.float32((high - low) / codes.steps))
     if scale < np.finfo(np.float32).tiny:
-        return Affine(1.0, -128 if signed else 0, signed)  # always zero: any scale does
-    zero = round(-low / scale)
-    return Affine(scale, zero - 128 if signed else zero, signed)
+        return Affine(1.0, 0 if codes.symmetric else codes.least, codes)  # always zero: any scale does
+    return Affine(scale, 0 if codes.symmetric else round(-low / scale) + codes.least, codes)
 
 
 @dataclass(frozen=True)
@@ -103,16 +138,16 @@ def merged(every: list[Seen]) -> Seen:
     )
 
 
-def choose(points: Seen, method: str, signed: bool = False) -> Affine:
+def choose(points: Seen, method: str, codes: Codes = UINT8) -> Affine:
     """The scale for values as seen, by one of METHODS."""
     low, high = min(points.low, 0.0), max(points.high, 0.0)
     if method == "minmax" or not len(points.values) or low == high:
-        return affine(low, high, signed)
+        return affine(low, high, codes)
     if method == "percentile":
-        return affine(*_percentile(points, low, high), signed)
+        return affine(*_percentile(points, low, high), codes)
     if method == "entropy":
-        return affine(*_least(points, low, high, divergence, np.linspace(0.3, 1.0, 36)), signed)
-    return affine(*_least(points, low, high, squared_error, np.linspace(0.2, 1.0, 41)), signed)
+        return affine(*_least(points, low, high, partial(divergence, codes=codes), EVEN[EVEN > 0.3]), codes)
+    return affine(*_least(points, low, high, partial(squared_error, codes=codes), [*EVEN, *FAR]), codes)
 
 
 def _percentile(points: Seen, low: float, high: float) -> tuple[float, float]:
@@ -123,7 +158,7 @@ def _percentile(points: Seen, low: float, high: float) -> tuple[float, float]:
     return max(low, min(float(first), 0.0)), min(high, max(float(last), 0.0))
 
 
-def _least(points: Seen, low: float, high: float, loss: Any, shrink: Array) -> tuple[float, float]:
+def _least(points: Seen, low: float, high: float, loss: Any, shrink: Any) -> tuple[float, float]:
     """The range of the least loss: both ends drawn in together, then each alone around the best."""
     best = min(((low * s, high * s) for s in shrink), key=lambda ends: loss(points, *ends))
     for fine in (np.linspace(0.7, 1.3, 25), np.linspace(0.95, 1.05, 11)):
@@ -136,15 +171,21 @@ def _least(points: Seen, low: float, high: float, loss: Any, shrink: Array) -> t
     return best
 
 
-def squared_error(points: Seen, low: float, high: float) -> float:
-    """Σ (x − Q(x))² over the points, rounded and clipped to 8 bits from `low` to `high`."""
-    scale = affine(low, high)
-    codes = np.clip(np.rint(points.values / scale.scale) + scale.zero, 0, STEPS) - scale.zero
-    return float(points.counts @ (points.values - codes * scale.scale) ** 2)
+def squared_error(points: Seen, low: float, high: float, codes: Codes = UINT8) -> float:
+    """Σ (x − Q(x))² over the points, rounded and clipped to codes from `low` to `high`."""
+    scale = affine(low, high, codes)
+    return float(points.counts @ (points.values - _codes(points.values, scale) * scale.scale) ** 2)
 
 
-def divergence(points: Seen, low: float, high: float) -> float:
-    """Kullback-Leibler divergence of the points, clipped to low..high, from what 8 bits leave of their distribution.
+def _codes(values: Array, scale: Affine) -> Array:
+    """The codes of `values`, less the zero point, in float64."""
+    least = scale.codes.least - scale.zero
+    clipped: Array = np.clip(np.rint(values / scale.scale), least, least + scale.codes.steps)
+    return clipped
+
+
+def divergence(points: Seen, low: float, high: float, codes: Codes = UINT8) -> float:
+    """Kullback-Leibler divergence of the points, clipped to low..high, from what the codes leave of their distribution.
 
     Zeros are left out, for they are exact: the many of a Relu would count as spread. What is clipped counts at the outermost points of the one and is missing in the other, in which each code's mass is
     spread evenly over its points, as Migacz 2017 (8-bit inference with TensorRT) has it.
@@ -154,10 +195,10 @@ def divergence(points: Seen, low: float, high: float) -> float:
     inside = np.flatnonzero((values >= low) & (values <= high))
     if len(inside) < 2:
         return float("inf")
-    scale = affine(low, high)
     kept = counts[inside]
-    codes = np.clip(np.rint(values[inside] / scale.scale) + scale.zero, 0, STEPS).astype(np.int64)
-    q = (np.bincount(codes, kept) / np.maximum(np.bincount(codes), 1))[codes]
+    places = _codes(values[inside], affine(low, high, codes)).astype(np.int64)
+    places -= places.min()
+    q = (np.bincount(places, kept) / np.maximum(np.bincount(places), 1))[places]
     p = kept.copy()
     p[0] += counts[: inside[0]].sum()
     p[-1] += counts[inside[-1] + 1 :].sum()

@@ -56,7 +56,7 @@ class Search:
         """The most of the model in integers that is within the bound."""
         job = self.job
         same = Reference(job.model, self.held.take(4), threads=job.clock.threads)
-        model = raised(job.model, same.error)
+        model = raised(job.model, same.error, self.options.opset)
         if isinstance(model, str):
             return self._float(model)
         quantizer = self.options.quantizer(model, self.fit, job)
@@ -148,12 +148,13 @@ class Search:
     def _faster(self, fewer: Model, full: Model) -> bool:
         return (
             self.options.keep_if == "always"
+            or not self.options.rules.timed
             or self._decide("int8 between layers", fewer, full, "faster").kept
         )
 
     def _found(self, quantizer: Quantizer, model: Model, placement: Placement, *, followers: bool) -> Found:
         model = self._aimed(quantizer, model, placement, followers=followers)
-        changes = tuple(_change(quantizer, name, self.options.activations) for name in placement.layers)
+        changes = tuple(_change(quantizer, name, self.options.codes.name) for name in placement.layers)
         skips = (*(Skip(name, why) for name, why in placement.left.items()), *_in_bodies(self.job.model))
         return Found(model, placement, changes, skips)
 

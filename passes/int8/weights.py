@@ -39,8 +39,8 @@ class LayerWeight:
 
 def channel_axis(node: gs.Node) -> int:
     """The axis of a layer's weight that counts its output channels."""
-    if node.op == "Conv":
-        return 0
+    if node.op in ("Conv", "ConvTranspose"):
+        return 0 if node.op == "Conv" else 1
     if node.op == "Gemm":
         return 0 if node.attrs.get("transB", 0) else 1
     return len(node.inputs[1].shape) - 1
