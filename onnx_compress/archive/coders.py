@@ -24,13 +24,13 @@ _stream = constriction.stream
 _huffman = constriction.symbol.huffman
 
 
-def encode(coder: str, runs: Sequence[Array], levels: Array) -> bytes:
+def encode(coder: str, runs: Sequence[Array], levels: Sequence[Array]) -> bytes:
     """The symbols of all `runs` in bytes; run i has the table levels[i], of two symbols or more."""
     words: Array = _ENCODERS[coder](runs, levels)
     return words.astype("<u4").tobytes()
 
 
-def decode(coder: str, data: memoryview, lengths: Sequence[int], levels: Array) -> list[Array]:
+def decode(coder: str, data: memoryview, lengths: Sequence[int], levels: Sequence[Array]) -> list[Array]:
     """The runs of `encode`, uint8. Raises InputError where `data` is nothing `encode` gives."""
     if len(data) % 4:
         raise damaged("a stream is no whole number of words")
@@ -51,7 +51,7 @@ def _model(levels: Array) -> Any:
     return _stream.model.Categorical(found / found.sum(), perfect=False)
 
 
-def _encode_ans(runs: Sequence[Array], levels: Array) -> Array:
+def _encode_ans(runs: Sequence[Array], levels: Sequence[Array]) -> Array:
     coder = _stream.stack.AnsCoder()
     for run, row in zip(reversed(runs), levels[::-1], strict=True):  # a stack: last in, first out
         if run.size:
@@ -60,12 +60,12 @@ def _encode_ans(runs: Sequence[Array], levels: Array) -> Array:
     return words
 
 
-def _decode_ans(words: Array, lengths: Sequence[int], levels: Array) -> list[Array]:
+def _decode_ans(words: Array, lengths: Sequence[int], levels: Sequence[Array]) -> list[Array]:
     coder = _stream.stack.AnsCoder(words)
     return [_symbols(coder, length, row) for length, row in zip(lengths, levels, strict=True)]
 
 
-def _encode_range(runs: Sequence[Array], levels: Array) -> Array:
+def _encode_range(runs: Sequence[Array], levels: Sequence[Array]) -> Array:
     coder = _stream.queue.RangeEncoder()
     for run, row in zip(runs, levels, strict=True):
         if run.size:
@@ -74,7 +74,7 @@ def _encode_range(runs: Sequence[Array], levels: Array) -> Array:
     return words
 
 
-def _decode_range(words: Array, lengths: Sequence[int], levels: Array) -> list[Array]:
+def _decode_range(words: Array, lengths: Sequence[int], levels: Sequence[Array]) -> list[Array]:
     coder = _stream.queue.RangeDecoder(words)
     return [_symbols(coder, length, row) for length, row in zip(lengths, levels, strict=True)]
 
@@ -86,7 +86,7 @@ def _symbols(coder: Any, length: int, levels: Array) -> Array:
     return found
 
 
-def _encode_huffman(runs: Sequence[Array], levels: Array) -> Array:
+def _encode_huffman(runs: Sequence[Array], levels: Sequence[Array]) -> Array:
     coder = constriction.symbol.QueueEncoder()
     for run, row in zip(runs, levels, strict=True):
         tree = _huffman.EncoderHuffmanTree(_probabilities(row))
@@ -96,7 +96,7 @@ def _encode_huffman(runs: Sequence[Array], levels: Array) -> Array:
     return words
 
 
-def _decode_huffman(words: Array, lengths: Sequence[int], levels: Array) -> list[Array]:
+def _decode_huffman(words: Array, lengths: Sequence[int], levels: Sequence[Array]) -> list[Array]:
     coder = constriction.symbol.QueueDecoder(words)
     runs = []
     for length, row in zip(lengths, levels, strict=True):
@@ -109,12 +109,12 @@ def _probabilities(levels: Array) -> Array:
     return weights(levels).astype(np.float64)
 
 
-_ENCODERS: dict[str, Callable[[Sequence[Array], Array], Array]] = {
+_ENCODERS: dict[str, Callable[[Sequence[Array], Sequence[Array]], Array]] = {
     "ans": _encode_ans,
     "range": _encode_range,
     "huffman": _encode_huffman,
 }
-_DECODERS: dict[str, Callable[[Array, Sequence[int], Array], list[Array]]] = {
+_DECODERS: dict[str, Callable[[Array, Sequence[int], Sequence[Array]], list[Array]]] = {
     "ans": _decode_ans,
     "range": _decode_range,
     "huffman": _decode_huffman,

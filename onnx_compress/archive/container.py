@@ -1,8 +1,8 @@
 """The archive file: what is fixed in its header, what is small in its index, the rest in its body.
 
     header   magic, version, sizes, checksums of itself, of the index and of the body
-    body     all bytes that are no weight, by zstd; then the chunks of the weights, one behind the other
-    index    by zstd: files, weights, and the small fields of each chunk
+    body     all bytes that are no weight, by zstd; then the weights, batch by batch
+    index    by zstd: files and their weights; then, batch by batch, the small fields of each chunk
 
 All numbers are little-endian.
 """
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MAGIC = b"\x89OCZ"
-VERSION = 1
+VERSION = 2
 _HEADER = struct.Struct("<4sHHQQQQII")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECK.size
 _MOST_DIMS = 64
-_WORKSPACE = 150_000_000  # bytes that decoding one chunk takes at most, beside the index
+_WORKSPACE = 150_000_000  # bytes that decoding one batch takes at most, beside the index
 
 
 @dataclass(frozen=True)

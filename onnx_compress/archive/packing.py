@@ -16,17 +16,26 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight, map_file
+from onnx_compress.archive.digits import Digits, packed_digits, typed_digits
 from onnx_compress.archive.fields import Writer
-from onnx_compress.archive.payloads import Kind, chunks, encode_chunk
-from onnx_compress.archive.streams import CODERS, order0_bits, squeeze
+from onnx_compress.archive.payloads import CHUNK, Form, Kind, chunks, plan_chunk
+from onnx_compress.archive.streams import (
+    CODERS,
+    MOST_SYMBOLS,
+    MOST_TABLES,
+    Batch,
+    Stream,
+    order0_bits,
+    squeeze,
+)
 from onnx_compress.errors import InputError, UsageError
 from onnx_compress.model import wire
 from onnx_compress.model.document import tensors
 from onnx_compress.model.external import external_place, map_external
-from onnx_compress.model.packing import Packing, packed_tensors
+from onnx_compress.model.walk import graphs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import BinaryIO
 
     from numpy.typing import NDArray
@@ -45,6 +54,12 @@ class Stretch:
     name: str
     data_type: int
     dims: tuple[int, ...]
+    digits: Digits | None = None
+
+    @property
+    def kind(self) -> Kind:
+        """How its bytes are to be looked at."""
+        return Kind.of(self.data_type, self.dims, self.length, self.digits)
 
 
 @dataclass
@@ -52,7 +67,6 @@ class _File:
     name: str
     data: Array
     stretches: list[Stretch]
-    packed: dict[str, tuple[Packing, int]] = field(default_factory=dict)  # of the model, by name
 
 
 def pack(
@@ -77,9 +91,9 @@ def pack(
     with threadpoolctl.threadpool_limits(1), open(target, "wb") as file:  # noqa: PTH123 - any path-like
         files = _files(source)
         packer = _Packer(file, coder, details=details, progress=progress)
-        packer.packed = files[0].packed
         packer.total = sum(part.length for item in files for part in item.stretches)
         coded = packer.run(files)
+        packer.finish_rows()
     before = sum(item.data.nbytes for item in files)
     return {
         "schema": 1,
@@ -99,12 +113,21 @@ def pack(
 
 
 @dataclass
+class _Waiting:
+    """Chunks that will be a batch, each with its tensor's row of the report."""
+
+    forms: list[tuple[Form, dict[str, Any]]] = field(default_factory=list)
+    nbytes: int = 0
+    symbols: int = 0
+    tables: int = 0
+
+
+@dataclass
 class _Packer:
     file: BinaryIO
     coder: str
     details: bool
     progress: Callable[[int, int, str], None]
-    packed: dict[str, tuple[Packing, int]] = field(default_factory=dict)
     index: Writer = field(default_factory=Writer)
     rows: list[dict[str, Any]] = field(default_factory=list)
     total: int = 0
@@ -113,6 +136,7 @@ class _Packer:
     check: int = 0
     skeleton_raw: int = 0
     skeleton_coded: int = 0
+    waiting: _Waiting = field(default_factory=_Waiting)
 
     def run(self, files: list[_File]) -> int:
         """Writes everything; returns the archive's bytes."""
@@ -124,7 +148,11 @@ class _Packer:
         for number in (len(files), len(skeleton), len(coded)):
             self.index.number(number)
         for item in files:
-            self._pack_file(item)
+            self._describe(item)
+        for item in files:
+            for part in item.stretches:
+                self._pack_weight(item, part)
+        self._flush()
         raw = bytes(self.index.buffer)
         index = squeeze(raw, 19 if len(raw) < _LARGE else 9)
         self.file.write(index)
@@ -145,54 +173,104 @@ class _Packer:
         self.body += len(data)
         self.check = zlib.crc32(data, self.check)
 
-    def _pack_file(self, item: _File) -> None:
+    def _describe(self, item: _File) -> None:
         digest = hashlib.blake2b(digest_size=DIGEST)
         for start in range(0, item.data.nbytes, 1 << 24):
             digest.update(item.data[start : start + (1 << 24)].data)
         Member(item.name, item.data.nbytes, digest.digest(), len(item.stretches)).write(self.index)
         at = 0
         for part in item.stretches:
-            self._pack_weight(item, part, part.start - at)
+            whole = item.data[part.start : part.start + part.length]
+            check = zlib.crc32(whole.data)
+            Weight(part.start - at, part.data_type, part.dims, part.length, check).write(self.index)
             at = part.start + part.length
 
-    def _pack_weight(self, item: _File, part: Stretch, before: int) -> None:
-        whole = item.data[part.start : part.start + part.length]
-        Weight(before, part.data_type, part.dims, part.length, zlib.crc32(whole.data)).write(self.index)
-        kind = Kind.of(part.data_type, part.dims, part.length)
-        if part.name in self.packed and part.data_type == TensorProto.UINT8:
-            kind = kind.holding(*self.packed[part.name])
-        start, began = 0, (self.body, len(self.index.buffer))
-        ways: dict[str, int] = {}
-        for rows, columns in chunks(kind, part.length):
-            length = rows * columns * kind.width
-            coded = encode_chunk(np.array(whole[start : start + length]), kind, rows, self.coder)
-            self.index.raw(coded.head)
-            self._write(coded.body)
-            ways[coded.coder] = ways.get(coded.coder, 0) + length
-            start += length
-            self.done += length
-            self.progress(self.done, self.total, "pack")
-        coded_bytes = self.body - began[0] + len(self.index.buffer) - began[1]
+    def _pack_weight(self, item: _File, part: Stretch) -> None:
+        whole, kind = item.data[part.start : part.start + part.length], part.kind
         row = {
             "tensor": part.name,
             "type": _type_name(part.data_type),
             "dims": list(part.dims),
             "raw": part.length,
-            "coded": coded_bytes,
-            "coder": max(ways, key=lambda way: ways[way], default="raw"),
+            "coded": 0,
+            "coder": "raw",
         }
         if self.details:
             bits = order0_bits(whole) * part.length
             words = max(1, part.length // kind.width)
             row |= {"zip": _zipped(whole), "entropy_bytes": round(bits / 8), "entropy_bits": bits / words}
-            row["coded_bits"] = 8 * coded_bytes / words
+            row["coded_bits"] = 0.0
         self.rows.append(row)
+        start = 0
+        for rows, columns in chunks(kind, part.length):
+            length = rows * columns * kind.width
+            form = plan_chunk(np.array(whole[start : start + length]), kind, rows, self.coder)
+            self._take(form, length, row)
+            start += length
+            self.done += length
+            self.progress(self.done, self.total, "pack")
+
+    def _take(self, form: Form, length: int, row: dict[str, Any]) -> None:
+        """Puts a chunk into the batch, and the batch before it into the file where there is no room for both."""
+        coded = [part for part in form.parts if isinstance(part, Stream) and part.symbols is not None]
+        symbols = sum(part.symbols.size for part in coded if part.symbols is not None)
+        tables = sum(part.grid.blocks for part in coded if part.grid is not None)
+        held = self.waiting
+        if held.forms and (
+            held.nbytes + length > CHUNK
+            or held.symbols + symbols > MOST_SYMBOLS
+            or held.tables + tables > MOST_TABLES
+        ):
+            self._flush()
+            held = self.waiting
+        held.forms.append((form, row))
+        held.nbytes += length
+        held.symbols += symbols
+        held.tables += tables
+
+    def _flush(self) -> None:
+        """Codes what waits."""
+        held, self.waiting = self.waiting, _Waiting()
+        if not held.forms:
+            return
+        batch = Batch()
+        self.index.number(len(held.forms))
+        for form, _ in held.forms:
+            form.write(self.index, self._write, batch)
+        head, body = batch.encode(self.coder)
+        self.index.raw(head)
+        self._write(body)
+        share = (len(head) + len(body)) / max(batch.size, 1e-9)
+        for form, row in held.forms:
+            for part in form.parts:
+                size = len(part) if isinstance(part, bytes) else part.size
+                in_batch = isinstance(part, Stream) and part.symbols is not None
+                row["coded"] += size * share if in_batch else size
+            if form.way in ("coded", "zstd") or row["coder"] == "raw":
+                row["coder"] = self._coder_of(form.way)
+
+    def _coder_of(self, way: str) -> str:
+        return ("ans" if self.coder == "auto" else self.coder) if way == "coded" else way
+
+    def finish_rows(self) -> None:
+        """Whole bytes, and bits a weight, in every row of the report."""
+        for row in self.rows:
+            row["coded"] = round(row["coded"])
+            if "coded_bits" in row:
+                words = max(
+                    1, row["raw"] // Kind.of(_type_number(row["type"]), row["dims"], row["raw"]).width
+                )
+                row["coded_bits"] = 8 * row["coded"] / words
 
 
 def _type_name(data_type: int) -> str:
     return (
         TensorProto.DataType.Name(data_type) if data_type in TensorProto.DataType.values() else str(data_type)
     )
+
+
+def _type_number(name: str) -> int:
+    return int(name) if name.isdigit() else int(TensorProto.DataType.Value(name))
 
 
 def _zipped(data: Array) -> int:
@@ -231,8 +309,11 @@ def _files(source: str) -> list[_File]:
     if not proto.HasField("graph"):
         raise InputError(f"{source}: not an ONNX model: it holds no graph")
     inside, outside = _stubs(proto, len(places))
-    stretches = [Stretch(at, length, *_described(inside.get(i))) for i, (at, length) in enumerate(places)]
-    return [_File("", data, stretches, packed_tensors(proto)), *_external(outside, Path(source).parent)]
+    packed = packed_digits(graphs(proto.graph))
+    stretches = [
+        Stretch(at, length, *_described(inside.get(i), packed)) for i, (at, length) in enumerate(places)
+    ]
+    return [_File("", data, stretches), *_external(outside, Path(source).parent, packed)]
 
 
 def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], list[TensorProto]]:
@@ -250,13 +331,17 @@ def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], 
     return inside, outside
 
 
-def _described(tensor: TensorProto | None) -> tuple[str, int, tuple[int, ...]]:
+def _described(
+    tensor: TensorProto | None, packed: Mapping[str, Digits]
+) -> tuple[str, int, tuple[int, ...], Digits | None]:
     if tensor is None or any(size < 0 for size in tensor.dims) or len(tensor.dims) > 64:
-        return "", int(TensorProto.UINT8), ()
-    return tensor.name, tensor.data_type, tuple(tensor.dims)
+        return "", int(TensorProto.UINT8), (), None
+    dims = tuple(tensor.dims)
+    digits = packed.get(tensor.name) or typed_digits(tensor.data_type, dims)
+    return tensor.name, tensor.data_type, dims, digits
 
 
-def _external(outside: list[TensorProto], folder: Path) -> list[_File]:
+def _external(outside: list[TensorProto], folder: Path, packed: Mapping[str, Digits]) -> list[_File]:
     """The files with external data; what no tensor describes there is a weight of bytes where it is large."""
     found: dict[str, list[Stretch]] = {}
     maps: dict[Path, Array] = {}
@@ -265,7 +350,7 @@ def _external(outside: list[TensorProto], folder: Path) -> list[_File]:
         place = external_place(tensor)
         name = os.path.normpath(place.location).replace(os.sep, "/")
         if blob.nbytes >= wire.THRESHOLD:
-            found.setdefault(name, []).append(Stretch(place.offset, blob.nbytes, *_described(tensor)))
+            found.setdefault(name, []).append(Stretch(place.offset, blob.nbytes, *_described(tensor, packed)))
         else:
             found.setdefault(name, [])
     return [_outside(name, map_file(str(folder / name)), parts) for name, parts in sorted(found.items())]

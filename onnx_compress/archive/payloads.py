@@ -3,26 +3,30 @@
 plain     the bytes; int8 shifted so that neighbours in value are neighbours in symbol
 planes    words rotated by one bit, so that a float's exponent is one byte; byte i of every word is plane i
 sparse    where the commonest word is not, and the words there
+gaps      the same, the places as gaps between them
 values    the distinct words, at most 256, and the place of each in that list
 taps      of a convolution's bytes, what differs from a linear prediction by the taps before it in the same kernel
-digits    of small integers packed several to a byte or to a few, the integers, in one of the forms above
+digits    of several to a byte each one, as one of the forms above
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import TensorProto
 
+from onnx_compress.archive.digits import Digits
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.streams import (
-    Part,
-    decode_stream,
-    encode_stream,
+    MOST_SYMBOLS,
+    Batch,
+    Stream,
     order0_bits,
+    plan_stream,
+    read_stream,
     repeats,
     squeeze,
     stretch,
@@ -30,54 +34,40 @@ from onnx_compress.archive.streams import (
 from onnx_compress.model.packing import Packing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
-FORMS = (
-    "plain",
-    "planes",
-    "sparse",
-    "values",
-    "gaps",
-    "zstd",
-    "taps",
-    "digits",
-)  # as stored: the place is the number
-CHUNK = 1 << 22  # bytes coded at once, about
+FORMS = ("plain", "planes", "sparse", "values", "gaps", "zstd", "taps", "digits")  # the place is the number
+CHUNK = 1 << 21  # bytes coded at once, about
 _FEW = 256
 _MOST_TAPS = 64
-_NESTED = bytes([FORMS.index("digits")])
-_MOST_DIGITS = 4 * CHUNK  # integers unpacked at once
+_FEW_LEFT = 0.05  # share of words that are left, below which gaps may be shorter than flags
+_DIGITS_WORTH = 0.99  # of the size of plain bytes that digits must stay below: they take longer
 _WIDTHS: dict[int, int] = {
     TensorProto.FLOAT: 4, TensorProto.INT32: 4, TensorProto.UINT32: 4, TensorProto.COMPLEX64: 4,
     TensorProto.DOUBLE: 8, TensorProto.INT64: 8, TensorProto.UINT64: 8, TensorProto.COMPLEX128: 8,
     TensorProto.FLOAT16: 2, TensorProto.BFLOAT16: 2, TensorProto.INT16: 2, TensorProto.UINT16: 2,
 }  # fmt: skip
-_PACKED: dict[int, Packing] = {
-    **dict.fromkeys([TensorProto.UINT4, TensorProto.INT4], Packing(16, 2, 1)),
-    **dict.fromkeys([TensorProto.UINT2, TensorProto.INT2], Packing(4, 4, 1)),
-}
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What is known of a payload: bytes a word, whether bytes are signed, elements a row, taps a kernel.
+    """What is known of a payload: bytes a word, whether bytes are signed, elements a row, taps a kernel, digits in its bytes.
 
-    packing: of small integers in it, which is not known to the reader; inner: of those, how many make a row.
+    What is read from an archive has no digits here: they are in its fields.
     """
 
     width: int = 1
     signed: bool = False
     columns: int = 1
     taps: int = 1
-    packing: Packing | None = None
-    inner: int = 1
+    digits: Digits | None = None
 
     @classmethod
-    def of(cls, data_type: int, dims: Sequence[int], length: int) -> Kind:
+    def of(cls, data_type: int, dims: Sequence[int], length: int, digits: Digits | None = None) -> Kind:
         """The kind of a tensor of `length` bytes."""
         width = _WIDTHS.get(data_type, 1)
         if length % width:
@@ -85,14 +75,8 @@ class Kind:
         words = length // width
         columns = words // dims[0] if len(dims) > 1 and dims[0] > 0 and words % dims[0] == 0 else words
         taps = math.prod(dims[2:])
-        packing = _PACKED.get(data_type)
         taps = taps if 1 < taps <= _MOST_TAPS and columns < words and columns % taps == 0 else 1
-        inner = 1 if packing is None else max(columns, 1) * packing.group
-        return cls(width, data_type == TensorProto.INT8, max(columns, 1), taps, packing, inner)
-
-    def holding(self, packing: Packing, inner: int) -> Kind:
-        """The same, of bytes that hold packed integers."""
-        return replace(self, packing=packing, inner=inner) if self.width == 1 else self
+        return cls(width, data_type == TensorProto.INT8, max(columns, 1), taps, digits)
 
     @property
     def rows_at_once(self) -> int:
@@ -113,97 +97,177 @@ def chunks(kind: Kind, length: int) -> list[tuple[int, int]]:
     return [(min(step, rows - start), columns) for start in range(0, rows, step)]
 
 
-def encode_chunk(data: Array, kind: Kind, rows: int, coder: str) -> Part:
+@dataclass(frozen=True)
+class Form:
+    """A chunk as it is to be stored: small fields and streams, in the order in which they are read."""
+
+    parts: tuple[bytes | Stream, ...]
+
+    @property
+    def size(self) -> float:
+        """Bytes, about."""
+        return sum(len(part) if isinstance(part, bytes) else part.size for part in self.parts)
+
+    @property
+    def way(self) -> str:
+        """How most of it is stored."""
+        streams = [part for part in self.parts if isinstance(part, Stream)]
+        return max(streams, key=lambda part: part.size * (part.way != "raw")).way
+
+    def write(self, index: Writer, bulk: Callable[[bytes], None], batch: Batch) -> None:
+        """Fields to the index, bytes to the bulk, symbols to the batch."""
+        for part in self.parts:
+            index.raw(part if isinstance(part, bytes) else part.head)
+            if isinstance(part, Stream):
+                bulk(part.body)
+                batch.add(part)
+
+
+def plan_chunk(data: Array, kind: Kind, rows: int, coder: str) -> Form:
     """The bytes `data` (uint8) of `rows` rows in the fewest bytes."""
-    found = [_tagged("zstd", _whole(data), "zstd")] if coder in ("auto", "zstd") and repeats(data) else []
-    words = data.view(f"<u{kind.width}").reshape(rows, -1) if kind.width > 1 else data.reshape(rows, -1)
-    if kind.width == 1:
-        symbols = words ^ np.uint8(0x80) if kind.signed else words
-        foretold = _taps(symbols, kind.taps) if kind.taps > 1 and coder != "zstd" else None
-        gain = 0.0
-        if foretold is not None:
-            gain = order0_bits(symbols.reshape(-1)) / max(order0_bits(foretold[1].reshape(-1)), 1e-3)
-            if gain > 0.9:
-                found.append(_tagged("taps", foretold[0], encode_stream(foretold[1], coder, floor=False)))
-        if gain < 1.1:  # > near 1 both: classes of rows and columns may do more for one than for the other
-            found.append(_tagged("plain", encode_stream(symbols, coder, floor=False)))
-        common = int(np.bincount(symbols.reshape(-1)[:: max(1, symbols.size >> 16)]).argmax())
-    else:
-        symbols, common = words, 0
+    found: list[Form] = []
+    if coder == "zstd" or (coder == "auto" and repeats(data)):
+        coded = squeeze(data.tobytes())
+        found.append(_form("zstd", Stream("zstd", _number(len(coded)), coded, len(coded) + 4)))
+    if coder == "zstd" and kind.width == 1:
+        return found[0]
+    if kind.width > 1:
+        words = data.view(f"<u{kind.width}").reshape(rows, -1)
         listed = _values(words, coder)
-        if listed is not None:
-            found.append(listed)
-        else:
-            found.append(_tagged("planes", *_planes(words, coder)))
-    share = float((symbols == common).mean())
-    if 0.3 < share < 1 and coder != "zstd":
-        found += _sparse(symbols, common, kind.width, coder, share)
-    if kind.packing is not None and kind.width == 1:
-        found += _digits(data, kind.packing, kind.inner, coder)
-    assert found
-    return min(found, key=lambda part: part.size)
+        found.append(listed or _form("planes", *_planes(words, coder)))
+        found += _sparse(words, 0, kind.width, coder)
+        return min(found, key=lambda form: form.size)
+    symbols = data.reshape(rows, -1) ^ np.uint8(0x80) if kind.signed else data.reshape(rows, -1)
+    found += _byte_forms(symbols, kind.taps, coder)
+    digits = None if kind.digits is None else _digits(data, kind.digits, coder)
+    best = min(found, key=lambda form: form.size)
+    return best if digits is None or digits.size > _DIGITS_WORTH * best.size else digits
 
 
-def decode_chunk(head: Reader, body: Reader, kind: Kind, rows: int, columns: int) -> bytes:
-    """The bytes of `encode_chunk`. Raises InputError where the fields do not make them."""
+def read_chunk(
+    head: Reader, body: Reader, kind: Kind, shape: tuple[int, int], batch: Batch
+) -> Callable[[], bytes]:
+    """What gives the bytes of a planned chunk once `batch` is decoded. Raises InputError where the fields make none."""
     form = FORMS[head.number(len(FORMS) - 1)]
+    size = shape[0] * shape[1] * kind.width
     if form == "zstd":
-        return stretch(body.raw(head.number()), rows * columns * kind.width)
+        data = body.raw(head.number())
+        return lambda: stretch(data, size)
+    if form == "digits":
+        return _read_digits(head, body, size, batch)
+    words = _read_words(form, head, body, kind, shape, batch)
+    flip = np.uint8(0x80 if kind.signed and kind.width == 1 else 0)
+
+    def found() -> bytes:
+        return (words() ^ flip if flip else words()).tobytes()
+
+    return found
+
+
+def _read_words(
+    form: str, head: Reader, body: Reader, kind: Kind, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
     if form == "values":
-        count = head.number(_FEW)
-        listed = np.frombuffer(head.raw(count * kind.width), f"<u{kind.width}")
-        places = decode_stream(head, body, rows, columns)
-        if count == 0 or int(places.max(initial=0)) >= count:
-            raise damaged("a value is not in its list")
-        return listed[places].tobytes()
-    if form == "digits" and kind.width == 1:
-        return _decode_digits(head, body, rows * columns)
+        return _read_values(head, body, kind.width, shape, batch)
     if form in ("sparse", "gaps"):
-        words = _decode_sparse(form, head, body, kind.width, (rows, columns))
-    elif form == "taps" and kind.width == 1 and kind.taps > 1:
-        words = _decode_taps(head, body, kind.taps, rows, columns)
-    elif form == "planes" and kind.width > 1:
-        words = _decode_planes(head, body, kind.width, rows, columns)
-    elif form == "plain" and kind.width == 1:
-        words = decode_stream(head, body, rows, columns)
-    else:
-        raise damaged("a tensor has a form that its type cannot have")
-    if kind.signed and kind.width == 1:
-        words = words ^ np.uint8(0x80)
-    return words.tobytes()
+        return _read_sparse(form, head, body, kind.width, shape, batch)
+    if form == "taps" and kind.width == 1 and kind.taps > 1:
+        return _read_taps(head, body, kind.taps, shape, batch)
+    if form == "planes" and kind.width > 1:
+        return _read_planes(head, body, kind.width, shape, batch)
+    if form == "plain" and kind.width == 1:
+        return read_stream(head, body, *shape, batch)
+    raise damaged("a tensor has a form that its type cannot have")
 
 
-def _whole(data: Array) -> Part:
-    coded = squeeze(data.tobytes())
+def _form(name: str, *parts: bytes | Stream) -> Form:
+    return Form((bytes([FORMS.index(name)]), *parts))
+
+
+def _number(value: int) -> bytes:
+    field = Writer()
+    field.number(value)
+    return bytes(field.buffer)
+
+
+def _byte_forms(symbols: Array, taps: int, coder: str) -> list[Form]:
+    """The forms of bytes that may be the best."""
+    found = []
+    gain = 0.0
+    foretold = _taps(symbols, taps) if taps > 1 else None
+    if foretold is not None:
+        bits = order0_bits(foretold[1].reshape(-1)) * symbols.size + 8 * len(foretold[0])
+        gain = order0_bits(symbols.reshape(-1)) * symbols.size / max(bits, 1.0)
+        if gain > 0.9:
+            found.append(_form("taps", foretold[0], plan_stream(foretold[1], coder, floor=False)))
+    if gain < 1.1:  # > near 1 both: classes of rows and columns may do more for one than for the other
+        found.append(_form("plain", plan_stream(symbols, coder, floor=False)))
+    common = int(np.bincount(symbols.reshape(-1)[:: max(1, symbols.size >> 16)]).argmax())
+    return found + _sparse(symbols, common, 1, coder)
+
+
+def _digits(data: Array, digits: Digits, coder: str) -> Form | None:
+    """Every digit a symbol, in rows as the weight has them; None where the bytes hold no such digits."""
+    if digits.packing.group * data.size // digits.packing.width > MOST_SYMBOLS // 2:
+        return None
+    flat = digits.unpack(data)
+    if flat is None:
+        return None
+    columns = min(digits.columns, flat.size)
+    rows = flat.size // columns
+    packing = digits.packing
     head = Writer()
-    head.number(len(coded))
-    return Part(bytes(head.buffer), coded, "zstd")
+    for number in (packing.radix, packing.group, packing.width, int(digits.signed), rows, columns):
+        head.number(number)
+    forms = _byte_forms(flat[: rows * columns].reshape(rows, columns), 1, coder)
+    best = min(forms, key=lambda form: form.size)
+    tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, floor=False)
+    return _form("digits", bytes(head.buffer), *best.parts, tail)
 
 
-def _tagged(form: str, *parts: Part | bytes | str) -> Part:
-    """Parts one behind the other; `coder` is that of the largest."""
-    real = [part for part in parts if isinstance(part, Part)]
-    fields = b"".join(
-        part.head if isinstance(part, Part) else part for part in parts if not isinstance(part, str)
-    )
-    coder = max(real, key=lambda part: len(part.body) * (part.coder != "raw")).coder
-    return Part(bytes([FORMS.index(form)]) + fields, b"".join(part.body for part in real), coder)
+def _read_digits(head: Reader, body: Reader, size: int, batch: Batch) -> Callable[[], bytes]:
+    radix, group, width = head.number(256), head.number(64), head.number(7)
+    signed, rows, columns = bool(head.number(1)), head.number(MOST_SYMBOLS), head.number(MOST_SYMBOLS)
+    if radix < 2 or not group or not width or radix**group > 256**width or size % width:
+        raise damaged("digits do not fit their bytes")
+    count = size // width * group
+    if count > MOST_SYMBOLS or rows * columns > count:
+        raise damaged("there are more digits than bytes for them")
+    form = FORMS[head.number(len(FORMS) - 1)]
+    matrix = _read_words(form, head, body, Kind(), (rows, columns), batch)
+    tail = read_stream(head, body, 1, count - rows * columns, batch)
+    digits = Digits(Packing(radix, group, width), columns, signed)
+
+    def found() -> bytes:
+        flat = np.concatenate([matrix().reshape(-1), tail().reshape(-1)])
+        if int(flat.max(initial=0)) >= radix:
+            raise damaged("a digit is too large")
+        return digits.pack(flat).tobytes()
+
+    return found
 
 
-def _planes(words: Array, coder: str) -> list[Part]:
-    """A part for each byte of the rotated words, the highest first."""
+def _planes(words: Array, coder: str) -> list[Stream]:
+    """A stream for each byte of the rotated words, the highest first."""
     width = words.dtype.itemsize
     turned = (words << 1) | (words >> (8 * width - 1))
     planes = np.ascontiguousarray(turned).view(np.uint8).reshape(*words.shape, width)
-    return [encode_stream(np.ascontiguousarray(planes[..., i]), coder) for i in reversed(range(width))]
+    return [plan_stream(np.ascontiguousarray(planes[..., i]), coder) for i in reversed(range(width))]
 
 
-def _decode_planes(head: Reader, body: Reader, width: int, rows: int, columns: int) -> Array:
-    planes = np.empty((rows, columns, width), np.uint8)
-    for i in reversed(range(width)):
-        planes[..., i] = decode_stream(head, body, rows, columns)
-    turned: Array = planes.view(f"<u{width}")[..., 0]
-    return (turned >> 1) | (turned << (8 * width - 1))
+def _read_planes(
+    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
+    streams = [read_stream(head, body, *shape, batch) for _ in range(width)]
+
+    def found() -> Array:
+        planes = np.empty((*shape, width), np.uint8)
+        for i, stream in zip(reversed(range(width)), streams, strict=True):
+            planes[..., i] = stream()
+        turned: Array = planes.view(f"<u{width}")[..., 0]
+        return (turned >> 1) | (turned << (8 * width - 1))
+
+    return found
 
 
 def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
@@ -221,14 +285,20 @@ def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
     return bytes(head.buffer), (rest + 128).astype(np.uint8).reshape(symbols.shape)
 
 
-def _decode_taps(head: Reader, body: Reader, taps: int, rows: int, columns: int) -> Array:
+def _read_taps(
+    head: Reader, body: Reader, taps: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
     factors = [np.frombuffer(head.raw(tap), np.int8).astype(np.int32) for tap in range(1, taps)]
-    rest = decode_stream(head, body, rows, columns).reshape(-1, taps)
-    kernels = rest.astype(np.int32) - 128
-    for tap in range(1, taps):
-        whole = kernels[:, tap] + _predict(kernels, factors[tap - 1])
-        kernels[:, tap] = ((whole + 128) & 255) - 128
-    return (kernels + 128).astype(np.uint8).reshape(rows, columns)
+    stream = read_stream(head, body, *shape, batch)
+
+    def found() -> Array:
+        kernels = stream().reshape(-1, taps).astype(np.int32) - 128
+        for tap in range(1, taps):
+            whole = kernels[:, tap] + _predict(kernels, factors[tap - 1])
+            kernels[:, tap] = ((whole + 128) & 255) - 128
+        return (kernels + 128).astype(np.uint8).reshape(shape)
+
+    return found
 
 
 def _predict(kernels: Array, factors: Array) -> Array:
@@ -239,7 +309,7 @@ def _predict(kernels: Array, factors: Array) -> Array:
     return total >> 6
 
 
-def _values(words: Array, coder: str) -> Part | None:
+def _values(words: Array, coder: str) -> Form | None:
     """By a list of the distinct words; None where there are too many."""
     flat = words.reshape(-1)
     if np.unique(flat[:: max(1, flat.size // 2048)]).size > _FEW:
@@ -247,57 +317,42 @@ def _values(words: Array, coder: str) -> Part | None:
     distinct, places = np.unique(flat, return_inverse=True)
     if distinct.size > _FEW:
         return None
-    head = Writer()
-    head.number(distinct.size)
-    head.raw(distinct.tobytes())
-    part = encode_stream(places.astype(np.uint8).reshape(words.shape), coder)
-    return _tagged("values", bytes(head.buffer), part)
+    stream = plan_stream(places.astype(np.uint8).reshape(words.shape), coder)
+    return _form("values", _number(distinct.size), distinct.tobytes(), stream)
 
 
-def _sparse(words: Array, common: int, width: int, coder: str, share: float) -> list[Part]:
-    """The places of what is not `common`, as flags and, where they are few, as gaps; and the words there."""
-    flags = words != common
-    left = words[flags].reshape(1, -1)
-    value = common.to_bytes(8, "little")[:width]
-    rest = _planes(left, coder) if width > 1 else [encode_stream(left, coder)]
-    found = [_tagged("sparse", value, encode_stream(flags.view(np.uint8), coder), *rest)]
-    if share > 0.7:
-        gaps = _gaps(flags)
-        head = Writer()
-        head.number(gaps.size)
-        found.append(
-            _tagged("gaps", value, bytes(head.buffer), encode_stream(gaps.reshape(1, -1), coder), *rest)
-        )
+def _read_values(
+    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
+    count = head.number(_FEW)
+    listed = np.frombuffer(head.raw(count * width), f"<u{width}")
+    stream = read_stream(head, body, *shape, batch)
+
+    def found() -> Array:
+        places = stream()
+        if count == 0 or int(places.max(initial=0)) >= count:
+            raise damaged("a value is not in its list")
+        result: Array = listed[places]
+        return result
+
     return found
 
 
-def _digits(data: Array, packing: Packing, inner: int, coder: str) -> list[Part]:
-    """The integers packed in `data`, where they give it again; `inner` to a row where they come out even."""
-    numbers = data.size // packing.width
-    count = numbers * packing.group
-    if data.size % packing.width or count > _MOST_DIGITS:
+def _sparse(words: Array, common: int, width: int, coder: str) -> list[Form]:
+    """The places of what is not `common`, as flags and, where they are few, as gaps; and the words there."""
+    if coder == "zstd" or not 0.2 < float((words[:: max(1, len(words) >> 8)] == common).mean()) <= 1:
         return []
-    digits = packing.unpack(data.reshape(numbers, -1), count)
-    if not np.array_equal(packing.pack(digits).reshape(-1), data):
+    flags = words != common
+    left = words[flags].reshape(1, -1)
+    if not left.size or left.size > 0.7 * words.size:
         return []
-    columns = inner if count % inner == 0 else count
-    head = Writer()
-    for number in (packing.radix, packing.group, packing.width, columns):
-        head.number(number)
-    part = encode_chunk(digits, Kind(columns=columns), count // columns, coder)
-    return [_tagged("digits", bytes(head.buffer), part)]
-
-
-def _decode_digits(head: Reader, body: Reader, size: int) -> bytes:
-    packing = Packing(head.number(_FEW), head.number(64), head.number(8))
-    columns = head.number(_MOST_DIGITS)
-    if not (packing.sound and size % packing.width == 0):
-        raise damaged("a tensor has a packing that cannot be")
-    count = size // packing.width * packing.group
-    if count > _MOST_DIGITS or columns == 0 or count % columns or head.data[head.at : head.at + 1] == _NESTED:
-        raise damaged("a tensor has a packing that does not fit")
-    digits = decode_chunk(head, body, Kind(columns=columns), count // columns, columns)
-    return packing.pack(np.frombuffer(digits, np.uint8)).tobytes()
+    front = common.to_bytes(8, "little")[:width] + _number(left.size)
+    rest = _planes(left, coder) if width > 1 else [plan_stream(left, coder)]
+    found = [_form("sparse", front, plan_stream(flags.view(np.uint8), coder), *rest)]
+    if left.size < _FEW_LEFT * words.size:
+        gaps = _gaps(flags)
+        found.append(_form("gaps", front, _number(gaps.size), plan_stream(gaps.reshape(1, -1), coder), *rest))
+    return found
 
 
 def _gaps(flags: Array) -> Array:
@@ -313,22 +368,32 @@ def _gaps(flags: Array) -> Array:
     return gaps
 
 
-def _decode_sparse(form: str, head: Reader, body: Reader, width: int, shape: tuple[int, int]) -> Array:
+def _read_sparse(
+    form: str, head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
     common = int.from_bytes(head.raw(width), "little")
     size = shape[0] * shape[1]
-    if form == "sparse":
-        flags = decode_stream(head, body, *shape).reshape(-1)
-        places = np.flatnonzero(flags)
-    else:
-        gaps = decode_stream(head, body, 1, head.number(2 * size)).reshape(-1)
-        steps = gaps.astype(np.int64)
-        ends = gaps < 255
-        places = (steps.cumsum() + (ends.cumsum() - 1))[ends]
-        if places.size and int(places[-1]) >= size:
-            raise damaged("a place is outside its tensor")
-    words = np.full(size, common, f"<u{width}" if width > 1 else np.uint8)
+    left = head.number(size)
+    counted = head.number(2 * size) if form == "gaps" else 0
+    where = read_stream(head, body, *((1, counted) if form == "gaps" else shape), batch)
     if width > 1:
-        words[places] = _decode_planes(head, body, width, 1, places.size)[0]
+        rest = _read_planes(head, body, width, (1, left), batch)
     else:
-        words[places] = decode_stream(head, body, 1, places.size)[0]
-    return words.reshape(shape)
+        rest = read_stream(head, body, 1, left, batch)
+
+    def found() -> Array:
+        places = _places(where().reshape(-1)) if form == "gaps" else np.flatnonzero(where())
+        if places.size != left or (left and int(places[-1]) >= size):
+            raise damaged("a place is outside its tensor")
+        words = np.full(size, common, f"<u{width}" if width > 1 else np.uint8)
+        words[places] = rest()[0]
+        return words.reshape(shape)
+
+    return found
+
+
+def _places(gaps: Array) -> Array:
+    """What `_gaps` was given, as places."""
+    ends = gaps < 255
+    found: Array = (gaps.astype(np.int64).cumsum() + (ends.cumsum() - 1))[ends]
+    return found

@@ -109,13 +109,22 @@ def _levels(slope: int, curve: int, cap: int, center: int, symbols: int) -> Arra
     return np.minimum((slope * away + curve * away * away) >> 8, cap).astype(np.uint8)
 
 
-@lru_cache(maxsize=64)
-def _candidates(center: int, symbols: int) -> tuple[list[tuple[int, int, int]], Array, Array]:
-    """Laplace, Gauss and between, of 32 widths: parameters, levels, and bits of each symbol."""
+@lru_cache(maxsize=1)
+def _shapes() -> tuple[list[tuple[int, int, int]], Array, Array, Array]:
+    """Laplace, Gauss and between, of 32 widths: parameters; by the distance from the centre levels, log2 of frequencies, their sums."""
     shapes = []
     for scale in np.geomspace(0.3, 128, 32).tolist():
         laplace, gauss = 256 * 11.54 / scale, 256 * 5.77 / scale**2
         shapes += [(round(mix * laplace), round((1 - mix) * gauss), 150) for mix in (1.0, 0.4, 0.0)]
-    levels = np.array([_levels(*shape, center, symbols) for shape in shapes])
-    found = weights(levels)
-    return shapes, levels, np.log2(found.sum(axis=1, keepdims=True) / found)
+    levels = np.array([_levels(*shape, 0, 256) for shape in shapes])
+    found = weights(levels).astype(np.float64)
+    return shapes, levels, np.log2(found), found.cumsum(axis=1)
+
+
+@lru_cache(maxsize=64)
+def _candidates(center: int, symbols: int) -> tuple[list[tuple[int, int, int]], Array, Array]:
+    """Every shape around `center`: parameters, levels, and bits of each symbol."""
+    shapes, levels, logarithms, sums = _shapes()
+    away = np.abs(np.arange(symbols) - center)
+    total = sums[:, center] + sums[:, symbols - 1 - center] - sums[:, 0]
+    return shapes, levels[:, away], np.log2(total)[:, np.newaxis] - logarithms[:, away]

@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import time
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,12 @@ from onnx_compress.archive.container import (
     map_file,
 )
 from onnx_compress.archive.fields import Reader, damaged
-from onnx_compress.archive.payloads import Kind, chunks, decode_chunk
-from onnx_compress.archive.streams import stretch
+from onnx_compress.archive.payloads import CHUNK, Kind, chunks, read_chunk
+from onnx_compress.archive.streams import Batch, stretch
 from onnx_compress.errors import InputError, LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import BinaryIO
 
 EXTERNAL = "external"  # folder beside the staged model, for its data files
@@ -86,10 +87,12 @@ def _restore(
     files, skeleton_raw, skeleton_coded = index.number(), index.number(), index.number()
     bulk = Reader(body)
     skeleton = _Skeleton(bulk.raw(skeleton_coded), skeleton_raw)
+    members = [_Described.read(index) for _ in range(files)]
+    data = _chunks(index, bulk, [weight for member in members for weight in member.weights])
     written = 0
     names: list[str] = []
-    for number in range(files):
-        member = Member.read(index)
+    for number, described in enumerate(members):
+        member = described.member
         written += member.size
         if written > header.restored or (member.name == "") != (number == 0) or member.name in names:
             raise damaged("its files are not those it says")
@@ -98,10 +101,12 @@ def _restore(
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as file:
-                _restore_file(member, index, bulk, skeleton, file)
+                _restore_file(described, data, skeleton, file)
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise damaged("its file names contradict each other") from error
         progress(written, header.restored, "unpack")
+    if next(data, None) is not None:
+        raise damaged("it has more weights than it says")
     index.end()
     bulk.end()
     skeleton.end()
@@ -110,7 +115,56 @@ def _restore(
     return names
 
 
-def _restore_file(member: Member, index: Reader, bulk: Reader, skeleton: _Skeleton, file: BinaryIO) -> None:
+@dataclass(frozen=True)
+class _Described:
+    """A file to restore, and its weights."""
+
+    member: Member
+    weights: list[Weight]
+
+    @classmethod
+    def read(cls, index: Reader) -> _Described:
+        member = Member.read(index)
+        return cls(member, [Weight.read(index) for _ in range(member.weights)])
+
+
+def _kind(weight: Weight) -> Kind:
+    return Kind.of(weight.data_type, weight.dims, weight.length)
+
+
+def _chunks(index: Reader, bulk: Reader, weights: list[Weight]) -> Iterator[bytes]:
+    """The bytes of every chunk of every weight, decoded a batch at a time."""
+    waiting = (
+        (kind, shape)
+        for weight in weights
+        for kind in [_kind(weight)]
+        for shape in chunks(kind, weight.length)
+    )
+    item = next(waiting, None)
+    while item is not None:
+        batch = Batch()
+        found: list[Callable[[], bytes]] = []
+        size = 0
+        for _ in range(index.number()):
+            if item is None:
+                raise damaged("it has more weights than it says")
+            kind, shape = item
+            size += shape[0] * shape[1] * kind.width
+            if found and size > CHUNK:
+                raise damaged("a batch is larger than any")
+            found.append(read_chunk(index, bulk, kind, shape, batch))
+            item = next(waiting, None)
+        if not found:
+            raise damaged("a batch is empty")
+        batch.decode(index, bulk)
+        for data in found:
+            yield data()
+
+
+def _restore_file(
+    described: _Described, chunked: Iterator[bytes], skeleton: _Skeleton, file: BinaryIO
+) -> None:
+    member = described.member
     digest = hashlib.blake2b(digest_size=DIGEST)
     left = member.size
 
@@ -122,15 +176,13 @@ def _restore_file(member: Member, index: Reader, bulk: Reader, skeleton: _Skelet
         digest.update(data)
         file.write(data)
 
-    for _ in range(member.weights):
-        weight = Weight.read(index)
+    for weight in described.weights:
         if weight.before + weight.length > left:
             raise damaged("a file is longer than it says")
         skeleton.copy(weight.before, write)
-        kind = Kind.of(weight.data_type, weight.dims, weight.length)
         check = 0
-        for rows, columns in chunks(kind, weight.length):
-            data = decode_chunk(index, bulk, kind, rows, columns)
+        for _ in chunks(_kind(weight), weight.length):
+            data = next(chunked)
             check = zlib.crc32(data, check)
             write(data)
         if check != weight.check:
