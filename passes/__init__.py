@@ -16,6 +16,7 @@ if __name__ == "passes":
 
 from onnx_compress.errors import UsageError
 from onnx_compress.passes.cluster import Cluster
+from onnx_compress.passes.fp16 import Fp16
 from onnx_compress.passes.int4 import Int4
 from onnx_compress.passes.int8 import Int8
 from onnx_compress.passes.prune import Prune
@@ -25,7 +26,7 @@ from onnx_compress.passes.svd import Svd
 if TYPE_CHECKING:
     from onnx_compress.contract import Pass
 
-PASSES: tuple[type[Pass], ...] = (Cluster, Int4, Int8, Prune, Sparsify, Svd)
+PASSES: tuple[type[Pass], ...] = (Cluster, Fp16, Int4, Int8, Prune, Sparsify, Svd)
 
 GROUP = "onnx_compress.passes"
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.numerics.leastsquares import cholesky
 from onnx_compress.numerics.rounding import feedback
 
 if TYPE_CHECKING:
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 SHARES = np.linspace(1.1, 0.62, 9)  # of a block's range that the grids tried cover
 ROWS = 1 << 20  # values worked on at once
-REFIT = 4e9  # rows times inputs squared up to which scales are refitted: each row takes its own look at the Gram matrix
 RIDGE = 1e-6  # of a scale's own energy: blocks that no input reached keep their scale
 
 
@@ -144,9 +142,7 @@ def compensate(weight: Array, start: Blocks, gram: Array, *, damping: float = 1e
     steps = np.rint(values / spread(start.scales, start.block, inputs).astype(np.float64))
     codes = (steps + spread(zeros, start.block, inputs)).clip(0, top).astype(np.uint8)
     found = replace(start, codes=codes)
-    candidates = [start, found]
-    if weight.size * inputs <= REFIT:
-        candidates.append(refitted(weight, found, gram))
+    candidates = [start, found, refitted(weight, found, gram)]
     errors = np.stack([row_errors(weight, blocks, gram) for blocks in candidates])
     best = errors.argmin(axis=0)
     scales = np.choose(best[:, np.newaxis], [blocks.scales for blocks in candidates])
@@ -166,33 +162,39 @@ def refitted(weight: Array, blocks: Blocks, gram: Array) -> Blocks:
 
     (q_aᵀ G q_b) s = q_aᵀ G w for each row; a scale that would turn negative, or more than double or halve, stays.
     """
-    rows, inputs = weight.shape
+    inputs = weight.shape[1]
     count = blocks.scales.shape[1]
-    zeros = blocks.middle if blocks.zeros is None else spread(blocks.zeros, blocks.block, inputs).astype(int)
-    steps = blocks.codes.astype(np.float64) - zeros
-    starts = np.arange(0, inputs, blocks.block)
+    rows = max(1, ROWS // (count * count))
+    parts = []
+    for at in range(0, len(weight), rows):
+        part = slice(at, at + rows)
+        zeros: Any = blocks.middle
+        if blocks.zeros is not None:
+            zeros = spread(blocks.zeros[part], blocks.block, inputs).astype(np.float64)
+        steps = blocks.codes[part].astype(np.float64) - zeros
+        parts.append(
+            _refitted(weight[part], steps, blocks.scales[part].astype(np.float64), gram, blocks.block)
+        )
+    return replace(blocks, scales=np.concatenate(parts).astype(np.float32))
+
+
+def _refitted(weight: Array, steps: Array, scales: Array, gram: Array, block: int) -> Array:
+    starts = np.arange(0, weight.shape[1], block)
     right = np.add.reduceat(steps * (np.asarray(weight, np.float64) @ gram), starts, axis=1)
-    scales = blocks.scales.astype(np.float64)
-    for row in range(rows):
-        left = np.add.reduceat(gram * steps[row], starts, axis=1)
-        left = np.add.reduceat(left * steps[row][:, np.newaxis], starts, axis=0)
-        level = np.trace(left) / count
-        if not level > 0:
-            continue
-        left[np.diag_indices(count)] += RIDGE * level
-        (factor, _), _ = cholesky(left, 0.0)
-        solved = scales[row] + _solved(factor, right[row] + RIDGE * level * scales[row], left, scales[row])
-        sound = (solved > 0.5 * scales[row]) & (solved < 2 * scales[row])
-        scales[row] = np.where(sound, solved, scales[row])
-    return replace(blocks, scales=scales.astype(np.float32))
-
-
-def _solved(factor: Array, right: Array, left: Array, now: Array) -> Array:
-    """The step from `now` to the solution of left · s = right."""
-    from scipy.linalg import cho_solve
-
-    step: Array = cho_solve((factor, True), right - left @ now)
-    return step
+    left = np.empty((*scales.shape, len(starts)))
+    for number, start in enumerate(starts):
+        seen = steps[:, start : start + block] @ gram[start : start + block]
+        left[:, :, number] = np.add.reduceat(seen * steps, starts, axis=1)
+    level = np.einsum("nbb->n", left) / len(starts)
+    level = np.where(level > 0, level, 1.0)[:, np.newaxis]
+    # > towards the scales they have: blocks of zeros alone, or that no input reached, tell nothing
+    left += np.eye(len(starts)) * (RIDGE * level)[..., np.newaxis]
+    step = np.linalg.solve(
+        left, (right + RIDGE * level * scales - (left @ scales[..., np.newaxis])[..., 0])[..., np.newaxis]
+    )
+    solved = scales + step[..., 0]
+    sound = np.isfinite(solved) & (solved > 0.5 * scales) & (solved < 2 * scales)
+    return np.where(sound, solved, scales)
 
 
 def block_near(inputs: int, block: int) -> int:

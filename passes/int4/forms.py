@@ -19,8 +19,6 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from onnx_compress.passes.int4.weights import Weight
-
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -29,6 +27,7 @@ if TYPE_CHECKING:
 
     from onnx_compress.model.surgery import Surgery
     from onnx_compress.numerics.blocks import Blocks
+    from onnx_compress.passes.int4.weights import Weight
 
     Array = NDArray[Any]
 
@@ -159,9 +158,10 @@ def _unfold(surgery: Surgery, weight: Weight, blocks: Blocks) -> None:
         value = _from_pairs(surgery, name, blocks, then)
     if zeros is not None:
         apart = np.uint8(0) if blocks.bits == 8 or opset >= TYPED else np.uint8(blocks.middle)
-        shift = zeros.astype(np.int16) - apart
-        shift = shift.astype(np.int8 if apart else np.uint8).reshape(-1, 1)
-        value = then("Sub", value, then("Cast", surgery.constant(f"{name}_zeros", shift), to=TensorProto.FLOAT))
+        shift = (zeros.astype(np.int16) - apart).astype(np.int8 if apart else np.uint8).reshape(-1, 1)
+        value = then(
+            "Sub", value, then("Cast", surgery.constant(f"{name}_zeros", shift), to=TensorProto.FLOAT)
+        )
     value = then("Mul", value, surgery.constant(f"{name}_scales", blocks.scales.reshape(-1, 1)))
     groups, height, width = weight.grid
     if weight.swapped:

@@ -89,7 +89,9 @@ class Int4:
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
         """Every weight that could be stored in 4 bits, and why the others are left alone: for `onnx-compress inspect`."""
         weights, skips = find_weights(Surgery(model), shapes, self.exclude)
-        changes = [Change(weight.name, "quantize weight", f"float32 {weight.size}", "int4") for weight in weights]
+        changes = [
+            Change(weight.name, "quantize weight", f"float32 {weight.size}", "int4") for weight in weights
+        ]
         return Result(model, changes, skips)
 
     def preview(self, job: Job) -> Model:

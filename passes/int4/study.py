@@ -58,7 +58,11 @@ class Study:
     """
 
     def __init__(
-        self, model: Model, block: int, exclude: str | None, progress: Callable[[int, int, str], None] = silent
+        self,
+        model: Model,
+        block: int,
+        exclude: str | None,
+        progress: Callable[[int, int, str], None] = silent,
     ) -> None:
         self.model = model
         self.block = block
@@ -150,17 +154,19 @@ class Study:
 
     def _round(self, number: int, bits: int, stat: GramStat | None) -> Coded:
         rows = self.weights[number].rows().astype(np.float32)
-        groups, height, inputs = rows.shape
+        groups, _, inputs = rows.shape
         block = self._block(number)
         fits = stat is not None and stat.mean.shape == (groups, inputs)
         energy = stat.diagonal() if stat is not None and fits else None
-        parts = [_best_grid(rows[g], bits, block, None if energy is None else energy[g]) for g in range(groups)]
+        parts = [
+            _best_grid(rows[g], bits, block, None if energy is None else energy[g]) for g in range(groups)
+        ]
         # > one type for the whole weight
         if len({part.zeros is None for part in parts}) > 1:
             parts = [grid(rows[g], bits, block, symmetric=False, energy=None if energy is None else energy[g]) for g in range(groups)]  # fmt: skip
         if stat is not None and fits and (bits == 4 or inputs <= WIDEST):
             parts = [_compensated(rows[g], parts[g], stat, g) for g in range(groups)]
-        zeros = None if parts[0].zeros is None else np.concatenate([part.zeros for part in parts])  # type: ignore[misc]
+        zeros = None if parts[0].zeros is None else np.concatenate([part.zeros for part in parts])
         blocks = Blocks(
             np.concatenate([part.codes for part in parts]),
             np.concatenate([part.scales for part in parts]),

@@ -109,15 +109,15 @@ def find_weights(
                 found[id(tensor)].users.append((node, index))
     returned = {id(tensor) for graph in surgery.graphs() for tensor in graph.outputs}
     main = {id(node) for node in surgery.graph.nodes}
-    kept = []
+    kept: list[Weight] = []
     for weight in found.values():
         weight.users.sort(key=lambda user: user[1] not in _roles(user[0]))
-        why = _why_not(weight, exclude, returned)
-        if why is None:
+        reason = _why_not(weight, exclude, returned)
+        if reason is None:
             _look(weight, shapes, main)
             kept.append(weight)
-        elif why:
-            skips.append(Skip(weight.name, why))
+        elif reason:
+            skips.append(Skip(weight.name, reason))
     return kept, skips
 
 
