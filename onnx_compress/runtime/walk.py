@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_compress.errors import InputError
+from onnx_compress.runtime.held import Held, Shelf
 from onnx_compress.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ class Walk:
     """`model` on the samples of `data`, run up to a node of the main graph, at first to none.
 
     wanted: tensors, each with the place up to which it is held; only what these need is run.
-    batches: the live tensors of each batch by name; sizes: samples in each.
+    batches: the live tensors of each batch by name, beyond a limit in files; sizes: samples in each.
     `advance` raises InputError where a tensor to be held is a sequence or a map.
     """
 
@@ -39,7 +40,11 @@ class Walk:
         self.model = model
         self.wanted = dict(wanted)
         self.at = 0
-        self.batches: list[dict[str, Array]] = [dict(feeds) for feeds in data.batches(batch)]
+        shelf = Shelf()
+        self.batches: list[Held] = []
+        for feeds in data.batches(batch):
+            self.batches.append(Held(shelf))
+            self.batches[-1].update(feeds)
         self.sizes = [
             next((len(value) for value in feeds.values() if np.ndim(value)), 1) for feeds in self.batches
         ]
@@ -73,7 +78,9 @@ class Walk:
                 del held[name]
 
 
-def _segment(model: Model, nodes: Sequence[onnx.NodeProto], given: dict[str, Array], live: set[str]) -> Model:
+def _segment(
+    model: Model, nodes: Sequence[onnx.NodeProto], given: Mapping[str, Array], live: set[str]
+) -> Model:
     """The model of `nodes` alone: from the tensors `given` (one batch of them) to those of them that are `live`."""
     part = model.copy()
     graph = part.proto.graph
