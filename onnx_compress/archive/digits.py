@@ -14,9 +14,6 @@ from onnx import TensorProto
 from onnx_compress.model.packing import Packing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    import onnx
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -25,7 +22,6 @@ _SMALL: dict[int, tuple[int, bool]] = {  # type: bits, signed
     TensorProto.UINT4: (4, False), TensorProto.INT4: (4, True),
     TensorProto.UINT2: (2, False), TensorProto.INT2: (2, True),
 }  # fmt: skip
-_TAKES_APART = ("Cast", "MatMul", "Div", "Mod", "Slice", "Reshape")
 
 
 @dataclass(frozen=True)
@@ -82,59 +78,6 @@ def typed_digits(data_type: int, dims: tuple[int, ...]) -> Digits | None:
     count = int(np.prod(dims, dtype=np.int64))
     columns = count // dims[0] if len(dims) > 1 and dims[0] > 0 else count
     return Digits(Packing(1 << bits, 8 // bits, 1), max(columns, 1), signed)
-
-
-def packed_digits(graphs: Iterable[onnx.GraphProto]) -> dict[str, Digits]:
-    """By name the uint8 initializers that nodes of their graph take apart into digits: Cast, MatMul, Div, Mod, Reshape."""
-    found: dict[str, Digits] = {}
-    for graph in graphs:
-        consumers = {name: node for node in graph.node for name in node.input[:1]}
-        constants = {tensor.name: tensor for tensor in graph.initializer}
-        for tensor in graph.initializer:
-            if tensor.data_type == TensorProto.UINT8 and len(tensor.dims) == 2:
-                digits = _taken_apart(tensor, consumers, constants)
-                if digits is not None:
-                    found[tensor.name] = digits
-    return found
-
-
-def _taken_apart(
-    tensor: onnx.TensorProto,
-    consumers: Mapping[str, onnx.NodeProto],
-    constants: Mapping[str, onnx.TensorProto],
-) -> Digits | None:
-    shape: tuple[int, ...] = ()
-    radix, name = 0, tensor.name
-    for _ in range(8):
-        node = consumers.get(name)
-        if node is None or node.op_type not in _TAKES_APART:
-            break
-        other = constants.get(node.input[1]) if len(node.input) > 1 else None
-        if node.op_type in ("Mod", "Reshape") and other is not None:
-            values = _integers(other)
-            if node.op_type == "Mod" and len(values) == 1:
-                radix = values[0]
-            if node.op_type == "Reshape":
-                shape = tuple(values)
-        name = node.output[0]
-    if not 2 <= radix <= 256 or not shape:
-        return None
-    packing = Packing.of(radix)
-    if packing.width != tensor.dims[1]:
-        return None
-    count = int(np.prod(shape, dtype=np.int64))
-    return Digits(packing, max(count // shape[0], 1) if len(shape) > 1 and shape[0] > 0 else max(count, 1))
-
-
-def _integers(tensor: onnx.TensorProto) -> list[int]:
-    """The values of a small int32 or int64 initializer that is not kept elsewhere."""
-    if tensor.data_location == TensorProto.EXTERNAL:
-        return []
-    if tensor.data_type == TensorProto.INT64:
-        return np.frombuffer(tensor.raw_data, "<i8").tolist() or list(tensor.int64_data)
-    if tensor.data_type == TensorProto.INT32:
-        return np.frombuffer(tensor.raw_data, "<i4").tolist() or list(tensor.int32_data)
-    return []
 
 
 def _whole_bits(packing: Packing) -> int:

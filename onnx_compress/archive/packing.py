@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight, map_file
-from onnx_compress.archive.digits import Digits, packed_digits, typed_digits
+from onnx_compress.archive.digits import Digits, typed_digits
 from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.payloads import CHUNK, Form, Kind, chunks, plan_chunk
 from onnx_compress.archive.streams import (
@@ -32,7 +32,7 @@ from onnx_compress.errors import InputError, UsageError
 from onnx_compress.model import wire
 from onnx_compress.model.document import tensors
 from onnx_compress.model.external import external_place, map_external
-from onnx_compress.model.walk import graphs
+from onnx_compress.model.packing import packed_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -309,7 +309,7 @@ def _files(source: str) -> list[_File]:
     if not proto.HasField("graph"):
         raise InputError(f"{source}: not an ONNX model: it holds no graph")
     inside, outside = _stubs(proto, len(places))
-    packed = packed_digits(graphs(proto.graph))
+    packed = {name: Digits(*how) for name, how in packed_tensors(proto).items()}
     stretches = [
         Stretch(at, length, *_described(inside.get(i), packed)) for i, (at, length) in enumerate(places)
     ]

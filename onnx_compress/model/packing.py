@@ -108,7 +108,7 @@ def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int]]:
     for graph in graphs(proto.graph):
         weights = {tensor.name: tensor for tensor in graph.initializer}
         makers = {name: node for node in graph.node for name in node.output}
-        shapes = {node.input[0]: node.input[1] for node in graph.node if node.op_type == "Reshape"}
+        shapers = {node.input[0]: node for node in graph.node if node.op_type in ("Reshape", "Slice")}
         for mod in graph.node:
             source = _packed_by(mod, makers, weights)
             if source is None:
@@ -116,10 +116,14 @@ def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int]]:
             tensor, powers = source
             if powers.size < 2 or len(tensor.dims) != 2:
                 continue
-            shape = weights.get(shapes.get(mod.output[0], ""))
-            inner = 1
-            if shape is not None and _is_small(shape):
-                inner = int(np.prod(onnx.numpy_helper.to_array(shape)[1:]))
+            inner, name = 1, mod.output[0]
+            while (
+                name in shapers
+            ):  # a Reshape, or one to a vector, a Slice and another where digits are left over
+                shape = weights.get(shapers[name].input[1])
+                if shape is not None and _is_small(shape):
+                    inner = int(np.prod(onnx.numpy_helper.to_array(shape)[1:]))
+                name = shapers[name].output[0]
             packing = Packing(int(powers[1]), powers.size, tensor.dims[1])
             found[tensor.name] = packing, max(inner, 1)
     return found
