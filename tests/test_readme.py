@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -9,6 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from onnx_compress.model.rules import RULES
+from onnx_compress.passes import PASSES
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -51,6 +55,27 @@ def test_command_runs(command: str, folder: Path) -> None:
 @pytest.mark.parametrize("code", python_blocks())
 def test_python_example_runs(code: str, folder: Path) -> None:
     run([sys.executable, "-c", code], folder, shell=False)
+
+
+def table(head: str) -> list[list[str]]:
+    """The cells of the rows of the table that begins with `head`."""
+    lines = README[README.index(head) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_pass_is_in_the_table_with_its_bounds() -> None:
+    rows = {row[0].strip("`"): re.findall(r"`(\w+)`", row[2]) for row in table("| pass | what it does")}
+    assert rows.keys() == {kind.name for kind in PASSES}
+    for kind in PASSES:
+        assert set(rows[kind.name]) <= {entry.name for entry in dataclasses.fields(kind)}
+
+
+def test_every_rule_is_in_the_table_of_operators() -> None:
+    found = set()
+    for kind, names in table("| what they do with channels"):
+        domain = "com.microsoft." if "com.microsoft" in kind else ""
+        found |= {domain + name for name in names.split()}
+    assert found == RULES.keys()
 
 
 def test_length() -> None:

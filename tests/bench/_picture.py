@@ -35,7 +35,8 @@ def draw(reports: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         _panel(left, "size", [_size(report) for _, report in rows])
         _panel(right, "latency, batch 1", [_latency(report) for _, report in rows])
         left.set_yticks(range(len(rows)), [f"{name}\n{_score(report)}" for name, report in rows])
-        left.tick_params(length=0)
+        for axes in (left, right):
+            axes.tick_params(length=0)
         left.invert_yaxis()
         figure.savefig(path, metadata={"Date": None})
 
