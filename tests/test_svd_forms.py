@@ -9,6 +9,7 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from svd_cases import CASES, run
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.model.cost import cost
@@ -187,3 +188,52 @@ def test_sensitivity_grows_with_what_goes() -> None:
         assert len(errors) == 3
         assert errors == sorted(errors)
         assert 0 < errors[0] < errors[-1] < 2
+
+
+FED = [
+    "gemm",
+    "gemm alpha beta transB",
+    "gemm transA",
+    "gemm, weight left",
+    "matmul",
+    "batched matmul",
+    "matmul, weight left",
+    "stack of matrices",
+    "stack of matrices, left",
+    "conv transpose",
+    "conv transpose grouped",
+    "conv grouped",
+    "conv 1-D",
+    "conv 3-D",
+    "conv same upper",
+]
+
+
+@pytest.mark.parametrize("name", FED)
+def test_data_serves_every_form(name: str) -> None:
+    """At one rank the factors that know the inputs are closer to the layer's output than those that know the weights."""
+    model, shape = CASES[name]
+    rng = np.random.default_rng(9)
+    (spec,) = input_specs(model)
+    batches = 40
+    channel = {"conv": 1, "gemm": 0 if "transA" in name or "left" in name else 1}.get(
+        name.split(",", maxsplit=1)[0].split(maxsplit=1)[0]
+    )
+    channel = channel if channel is not None else len(shape) - (2 if "left" in name else 1)
+    # inputs along few directions, others faint
+    mix = rng.normal(size=(shape[channel],) * 2) * np.exp(-np.arange(shape[channel]))
+    x = rng.normal(size=(batches * shape[0], *shape[1:])) if channel else rng.normal(size=(batches, *shape))
+    if channel:
+        x = np.moveaxis(np.tensordot(x, mix, (channel, 1)), -1, channel)
+        feeds = [x[at : at + shape[0]] for at in range(0, len(x), shape[0])]
+    else:
+        feeds = [mix @ part for part in x]
+    feeds = [feed.astype(np.float32) for feed in feeds]
+    data = open_data([{spec.name: feed} for feed in feeds], [spec])
+    errors = []
+    for given in (None, data):
+        result = svd("svd:rank=2:keep_if=always:method=svd", model, given)
+        assert [change.what for change in result.changes] == ["svd"]
+        pairs = [(run(model, feed), run(result.model, feed)) for feed in feeds[:8]]
+        errors.append(sum(float(((found - wanted) ** 2).sum()) for wanted, found in pairs))
+    assert errors[1] < 0.9 * errors[0]

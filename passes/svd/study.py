@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 WIDEST = 5000  # inputs of a layer up to which its Gram matrix is worth its time
-PROBE_WORK = 3e11  # multiply-adds that all sensitivity probes together may take
+PROBE_WORK = 3e11, 1e12  # multiply-adds that all sensitivity probes together may take; the more where nothing else is measured
 POSITIONS = 64  # of a sample's output positions that a Gram matrix takes
 PROBES = (0.75, 0.5, 0.25, 0.1)  # shares of a layer's multiply-adds at which its harm is measured
 HELD_OUT = 0.25  # of the data
@@ -137,7 +137,7 @@ class Study:
         if self.held is None:
             return
         work = self.macs * max(len(layers), 1) * len(PROBES)
-        held = self.held.take(min(max(int(PROBE_WORK / max(work, 1)), 8), 128))
+        held = self.held.take(min(max(int(PROBE_WORK[enough == math.inf] / max(work, 1)), 8), 128))
         reference = Reference(self.job.model, held, threads=self.job.clock.threads)
         for number, layer in enumerate(layers):
             self.job.progress(number, len(layers), "sensitivity")
