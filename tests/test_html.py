@@ -125,6 +125,19 @@ def test_page_shows_the_channels_that_go_together(made: tuple[Path, dict[str, An
     assert all(item["why"] in page for item in channels["pinned"])
 
 
+def test_a_pass_that_measured_curves_shows_them(made: tuple[Path, dict[str, Any]]) -> None:
+    """Each kind of unit has a curve from nothing gone, where the error is 0; what stays is what the change says."""
+    page, report = text_of(made[0].read_text(encoding="utf-8")), made[1]
+    step = next(step for step in report["passes"] if step["name"] == "prune")
+    assert step["curves"]
+    sizes = {item["node"]: int(item["after"]) / int(item["before"]) for item in step["changes"]}
+    for item in step["curves"]:
+        assert item["where"] in page
+        assert (item["shares"][0], item["errors"][0]) == (0, 0)
+        assert item["shares"] == sorted(item["shares"])
+        assert item["kept"] == pytest.approx(sizes.get(item["where"], 1.0))
+
+
 def test_a_curve_is_drawn_with_its_mark() -> None:
     """The mark is at the measured share nearest to what went."""
     drawn = [curve((0, 0.5, 0.9), (0, 0.01, 0.5), gone, "salt") for gone in (0.0, 0.5, 0.6, 1.0)]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress import contract
 from onnx_compress.contract import Change, Job, Skip
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.cost import cost
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 DAMPING = 1e-3  # of the mean of the Gram matrix's diagonal
 PROBE = 0.25  # share of a kind that is removed to measure how much its loss moves the outputs
+POINTS = 17  # of a curve in the report
 PROBE_SAMPLES = 128
 
 
@@ -144,6 +146,20 @@ def changes(plan: Plan, units: Sequence[Unit]) -> list[Change]:
         if number:
             size, loss = choice.curve.size, float(choice.curve.loss[number])
             found.append(Change(title(choice.curve.units[0]), "units", str(size), str(size - number), loss))
+    return found
+
+
+def curves(plan: Plan, units: Sequence[Unit]) -> list[contract.Curve]:
+    """For each kind of unit the error that was expected of every share that could go, at most POINTS of them."""
+    gone = {id(unit) for unit in units}
+    found = []
+    for choice in plan.choices:
+        points = np.unique(np.linspace(0, len(choice.counts) - 1, POINTS).round().astype(int))
+        size = choice.curve.size
+        left = sum(id(unit) not in gone for unit in choice.curve.units) / size
+        shares = (choice.counts[points] / size).tolist()
+        where = title(choice.curve.units[0])
+        found.append(contract.Curve(where, shares, choice.error[points].tolist(), left))
     return found
 
 

@@ -20,6 +20,7 @@ from onnx_compress.passes.prune.plan import (
     Plan,
     by_kind,
     changes,
+    curves,
     make_plan,
     title,
     unpruned,
@@ -157,7 +158,8 @@ class Prune:
             repairer.settle(units)
             model = repairer.model(units)
         skips = plan.skips + unpruned(plan, units)
-        return Result(model, changes(plan, units), skips, list(job.clock.decisions), warnings)
+        found = curves(plan, units) if held is not None else []
+        return Result(model, changes(plan, units), skips, list(job.clock.decisions), warnings, found)
 
     def _best(self, repairer: Repairer, held: Data, budget: str) -> tuple[Model, list[Unit], str]:
         """Of several ways to meet the budget the one that is nearest to the original once it is refitted."""
