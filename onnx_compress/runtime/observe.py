@@ -53,9 +53,10 @@ __all__ = [
     "Request",
     "ZeroFraction",
     "observe",
+    "workers",
 ]
 
-LIVE = 256 * 2**20  # bytes of observed tensors that one run may return: batches are cut to it
+LIVE = 96 * 2**20  # bytes of observed tensors that one run may return: batches are cut to it
 
 
 class Batches(Protocol):
@@ -99,7 +100,7 @@ def observe(
     everything = _Runner(model, reference, wanted, threads)
     own, other = everything(feeds)
     looked = _samples(feeds)
-    with _workers(threads) as pool:
+    with workers(threads) as pool:
         for part in _sweeps(_jobs(wanted), own, other, budget):
             runner = everything if len(part) == len(wanted) else _Runner(model, reference, part, threads)
             sweep = _Sweep(part, own, budget, positions, getattr(data, "samples", None))
@@ -112,7 +113,7 @@ def observe(
 
 
 @contextlib.contextmanager
-def _workers(threads: int) -> Iterator[ThreadPoolExecutor]:
+def workers(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that each take a tensor or layer, while BLAS uses one thread in each.
 
     So gathering runs in parallel too, the sums do not depend on the number of threads, and nothing spins: OpenBLAS's own two threads

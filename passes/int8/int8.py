@@ -79,7 +79,9 @@ class Int8:
             warnings.append("int8: there is no --data, so the ranges come from random inputs")
         fit, held = data.split()
         judge = Reference(job.original, held, threads=job.clock.threads).error
-        bound = math.inf if self.tolerance is None else judge(job.model) + self.tolerance
+        bound = math.inf if self.tolerance is None else self.tolerance
+        if self.tolerance is not None and job.model is not job.original:
+            bound += judge(job.model)
         search = Search(self, job, fit, held, judge, bound)
         found = search.integer()
         if found.placement is not None and self.rules.timed:

@@ -21,7 +21,7 @@ from onnx_compress.passes.int8.weights import (
     weight_scale,
 )
 from onnx_compress.runtime.layers import LayerInput, layer_input, weight_from_rows, weight_rows
-from onnx_compress.runtime.observe import Gram, Histogram, Moments, Range, observe
+from onnx_compress.runtime.observe import Gram, Histogram, Moments, Range, observe, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -214,10 +214,15 @@ class Quantizer:
             found = observe(
                 self.model, self.data, [Gram(u) for _, u in part], threads=self.threads, positions=POSITIONS
             )
-            for name, unfolded in part:
-                self._round_layer(name, found[Gram(unfolded)], scales[groups[self._source(name)]])
-                done += 1
-                self.progress(done, len(self.layers), "int8: rounding")
+            with workers(self.threads) as pool:
+                waits = [
+                    pool.submit(self._round_layer, name, found[Gram(u)], scales[groups[self._source(name)]])
+                    for name, u in part
+                ]
+                for wait in waits:
+                    wait.result()
+                    done += 1
+                    self.progress(done, len(self.layers), "int8: rounding")
 
     def _round_layer(self, name: str, stat: Any, source: Affine) -> None:
         node = self.nodes[name]

@@ -64,8 +64,10 @@ class Search:
             return self._float(None, quantizer.quantized()[1])
         quantizer.observe()
         full, placement = quantizer.quantized()
-        error = self.judge(full)
         mixing = any(quantizer.nodes[name].op in MIXING for name in placement.followers)
+        if math.isinf(self.bound) and not mixing:
+            return self._found(quantizer, full, placement, followers=True)
+        error = self.judge(full)
         if error <= self.bound and not mixing:
             return self._found(quantizer, full, placement, followers=True)
         fewer, layered = quantizer.quantized(followers=False)
