@@ -397,10 +397,14 @@ def test_a_tolerance_that_cannot_be_met_leaves_the_model_as_it_was() -> None:
 
 
 def replayed(*kept: bool, ratio: float = 0.5) -> list[dict[str, Any]]:
-    """Decisions of an earlier run about the whole model, then about what is stored."""
+    """Decisions of an earlier run about the whole model, then about scales at run time, then about what is stored."""
     entry = {"what": "keep", "value": 0.0, "ratio": ratio, "low": ratio - 0.01, "high": ratio + 0.01}
     timed = [{"node": "int8", "kept": one, **entry} for one in kept]
-    return [*timed, {"node": "int8 storage", "kept": True, **entry}]
+    return [
+        *timed,
+        {"node": "Gemm2", "kept": False, **entry},
+        {"node": "int8 storage", "kept": True, **entry},
+    ]
 
 
 def wide() -> Model:

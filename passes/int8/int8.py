@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.int8.forms import at_run_time, weights_alone
 from onnx_compress.passes.int8.lower import lower
 from onnx_compress.passes.int8.opset import OPSET, OPSET_16, raised
 from onnx_compress.passes.int8.placement import place
 from onnx_compress.passes.int8.quantizer import Choices, Quantizer
-from onnx_compress.passes.int8.search import Search
+from onnx_compress.passes.int8.search import Found, Search
 from onnx_compress.passes.int8.targets import TARGETS, Rules, check_static, codes_for
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from onnx_compress.passes.int8.ranges import Codes
     from onnx_compress.runtime.data import Data
 
+FREE = ("float", "dynamic")  # forms without calibrated ranges
 RANDOM_SAMPLES = 32
 PREVIEW_SAMPLES = 16
 CODED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "MatMulInteger", "ConvInteger"}
@@ -46,7 +48,9 @@ class Int8:
         "mse", "how an activation's range is chosen"
     )
     weights: Literal["per-channel", "per-tensor"] = option("per-channel", "how many scales a weight has")
-    activations: Literal["uint8", "int8", "uint16"] = option("uint8", "type of the activations")
+    activations: Literal["uint8", "int8", "uint16", "float", "dynamic"] = option(
+        "uint8", "type of the activations; float: weights alone; dynamic: scales at run time"
+    )
     rounding: Literal["gptq", "nearest"] = option("gptq", "how weights are rounded")
     bias_correction: bool = option(True, "restore the mean of each layer's output")
     reduce_range: Literal["auto"] | bool = option(
@@ -65,7 +69,10 @@ class Int8:
             re.compile(self.exclude or "")
         except re.error as error:
             raise ValueError(f"exclude={self.exclude!r} is no regular expression: {error}") from error
-        codes_for(self.target, self.activations)
+        if self.activations not in FREE:
+            codes_for(self.target, self.activations)
+        elif self.target != "ort-cpu":
+            raise ValueError(f"activations={self.activations} is for target=ort-cpu, not {self.target}")
 
     def apply(self, job: Job) -> Result:
         """The model in int8 where tolerance and clock allow; what stayed in float is in the skips, with the reason."""
@@ -83,13 +90,24 @@ class Int8:
         if self.tolerance is not None and job.model is not job.original:
             bound += judge(job.model)
         search = Search(self, job, fit, held, judge, bound)
-        found = search.integer()
-        if found.placement is not None and self.rules.timed:
-            found = search.in_time(found)
-        found = search.stored(found)
+        found = search.stored(self.found(search))
         if self.bits < 8:
             warnings.append("int8: weights have 7 bits, since 8-bit products may saturate on this processor")
         return Result(found.model, found.changes, found.skips, search.decisions, warnings)
+
+    def found(self, search: Search) -> Found:
+        """The model in the form that the options ask for; in float what neither tolerance nor clock allow."""
+        if self.activations == "float":
+            return weights_alone(search)
+        if self.activations == "dynamic":
+            return at_run_time(search, Found(search.job.model), self.keep_if)
+        found = search.integer()
+        if not self.rules.timed:
+            return found
+        if found.placement is not None:
+            found = search.in_time(found)
+        # > faster: its file is no smaller than that of weights stored in int8
+        return at_run_time(search, found, "always" if self.keep_if == "always" else "faster")
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
         """Every layer that could run in int8, and why the others stay in float: for `onnx-compress inspect`."""
@@ -122,7 +140,7 @@ class Int8:
     @property
     def codes(self) -> Codes:
         """Of the activations."""
-        return codes_for(self.target, self.activations)
+        return codes_for(self.target, "uint8" if self.activations in FREE else self.activations)
 
     @property
     def opset(self) -> int:

@@ -237,7 +237,7 @@ class Quantizer:
         codes = np.empty(rows.shape, np.int8)
         for where, grams in stat.blocks():
             for group in range(len(rows)):
-                codes[group][:, where] = _compensated(
+                codes[group][:, where] = compensated(
                     rows[group][:, where], grams[group], steps[group].astype(np.float64), self.choices.bits
                 )
         kernel = weight.shape[2:] if node.op.startswith("Conv") else ()
@@ -269,7 +269,7 @@ def _corrected(node: gs.Node, weight: Array, made: LayerWeight, mean: Array) -> 
     return corrected
 
 
-def _compensated(rows: Array, gram: Array, scale: Array, bits: int) -> Array:
+def compensated(rows: Array, gram: Array, scale: Array, bits: int) -> Array:
     """GPTQ codes, but for rows (of N) where the nearest codes have the smaller E|(w − Q)ᵀ x|²."""
     near = rounding.nearest(rows, scale, bits)
     if not np.trace(gram) > 0:

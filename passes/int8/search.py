@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from onnx_compress.passes.int8.quantizer import Quantizer
     from onnx_compress.runtime.data import Data
 
+    Build = Callable[[set[str]], tuple[Model, list[Stored]]]
+
 SENSED = 32  # held-out samples by which layers are ranked
 CLOSE = 0.9  # of float's speed: from here on a busy machine may be mistaken
 MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
@@ -58,10 +60,10 @@ class Search:
         same = Reference(job.model, self.held.take(4), threads=job.clock.threads)
         model = raised(job.model, same.error, self.options.opset)
         if isinstance(model, str):
-            return self._float(model)
+            return self.in_float(model)
         quantizer = self.options.quantizer(model, self.fit, job)
         if not quantizer.layers:
-            return self._float(None, quantizer.quantized()[1])
+            return self.in_float(None, quantizer.quantized()[1])
         quantizer.observe()
         full, placement = quantizer.quantized()
         mixing = any(quantizer.nodes[name].op in MIXING for name in placement.followers)
@@ -79,7 +81,7 @@ class Search:
         quick = Reference(job.original, self.held.take(SENSED), threads=job.clock.threads).error
         best = hold(quantizer, self.judge, quick, self.bound, followers=error <= less)
         if best is None:
-            return self._float(
+            return self.in_float(
                 f"with any layer in int8 the output error is over the tolerance of {self.options.tolerance:g}"
             )
         return self._found(quantizer, *best[:2], followers=error <= less)
@@ -89,14 +91,14 @@ class Search:
         rule = self.options.keep_if
         if rule == "not-slower" and found.model.nbytes >= self.job.model.nbytes:
             rule = "faster"  # > it saves no size: tied weights that run in float and in int8 are stored twice
-        decision = self._decide("int8", self.job.model, found.model, rule)
+        decision = self.decide("int8", self.job.model, found.model, rule)
         ratio = decision.ratio
         if ratio is not None and (CLOSE <= ratio < 1 or decision.kept != (ratio >= 1)):
-            decision = self._decide("int8", self.job.model, found.model, rule)
+            decision = self.decide("int8", self.job.model, found.model, rule)
         if decision.kept:
             return found
         speed = "" if decision.ratio is None else f": {decision.ratio:.2f} of float's speed"
-        return self._float(
+        return self.in_float(
             f"the model is {'slower' if rule == 'not-slower' else 'not faster'} in int8 here{speed}"
         )
 
@@ -104,25 +106,28 @@ class Search:
         """With the weights of what runs in float stored in int8, those of layers kept for the tolerance last."""
         excluded = self.options.excluded(found.model)
         sensitive = set(found.placement.left) if found.placement is not None else set()
-        model, weights = self._most(found.model, excluded, sensitive)
+        model, weights = self.most(found.model, lambda out: store(found.model, excluded | out), sensitive)
         if not weights:
             return found
-        if not self._decide("int8 storage", found.model, model, "not-slower").kept:
+        if not self.decide("int8 storage", found.model, model, "not-slower").kept:
             return found
         changes = [
             Change(
                 weight.node,
                 "store",
-                f"{weight.op} {_size(weight.shape)} float32",
-                f"{_size(weight.shape)} int8 in the file, float32 once loaded",
+                f"{weight.op} {size(weight.shape)} float32",
+                f"{size(weight.shape)} int8 in the file, float32 once loaded",
             )
             for weight in weights
         ]
         return replace(found, model=model, changes=(*found.changes, *changes))
 
-    def _most(self, model: Model, excluded: set[str], last: set[str]) -> tuple[Model, list[Stored]]:
-        """The model with as many weights stored as the bound allows, the largest first, those of `last` at the end."""
-        every, weights = store(model, excluded)
+    def most(self, model: Model, build: Build, last: set[str]) -> tuple[Model, list[Stored]]:
+        """As many weights changed as the bound allows, the largest first, those of nodes in `last` at the end.
+
+        build: the model with all weights changed but those of some nodes.
+        """
+        every, weights = build(set())
         if not weights or self.judge(every) <= self.bound:
             return every, weights
         sizes: dict[str, int] = {}
@@ -133,14 +138,15 @@ class Search:
         low, high = 0, len(order)  # > `high` weights are known to miss
         while high - low > 1:
             count = (low + high) // 2
-            tried = store(model, excluded | set(order[count:]))
+            tried = build(set(order[count:]))
             if self.judge(tried[0]) <= self.bound:
                 low, best = count, tried
             else:
                 high = count
         return best
 
-    def _decide(self, node: str, before: Model, after: Model, rule: str) -> Decision:
+    def decide(self, node: str, before: Model, after: Model, rule: str) -> Decision:
+        """Whether `after` may replace `before`, by the clock, both as later passes will leave them."""
         feeds = next(iter(self.held.batches(self.job.batch)))
         finish = self.job.finish
         decision = self.job.clock.decide(node, "keep", finish(before), finish(after), feeds, rule)  # type: ignore[arg-type]
@@ -151,7 +157,7 @@ class Search:
         return (
             self.options.keep_if == "always"
             or not self.options.rules.timed
-            or self._decide("int8 between layers", fewer, full, "faster").kept
+            or self.decide("int8 between layers", fewer, full, "faster").kept
         )
 
     def _found(self, quantizer: Quantizer, model: Model, placement: Placement, *, followers: bool) -> Found:
@@ -177,7 +183,7 @@ class Search:
         moved = quantizer.quantized(placement.left, followers=followers)[0]
         return moved if self.judge(moved) <= self.judge(model) else model
 
-    def _float(self, why: str | None, placement: Placement | None = None) -> Found:
+    def in_float(self, why: str | None, placement: Placement | None = None) -> Found:
         """The model as it came."""
         left = dict(placement.left) if placement is not None else {}
         for name in _layers(self.job.model):
@@ -207,9 +213,10 @@ def _in_bodies(model: Model) -> Iterator[Skip]:
 
 def _change(quantizer: Quantizer, name: str, activations: str) -> Change:
     node = quantizer.nodes[name]
-    size = _size(tuple(node.inputs[1].shape))
-    return Change(name, "quantize", f"{node.op} {size} float32", f"{size} int8, {activations} activations")
+    shape = size(tuple(node.inputs[1].shape))
+    return Change(name, "quantize", f"{node.op} {shape} float32", f"{shape} int8, {activations} activations")
 
 
-def _size(shape: tuple[int, ...]) -> str:
+def size(shape: tuple[int, ...]) -> str:
+    """In words: 3x3."""
     return "x".join(str(size) for size in shape)
