@@ -8,6 +8,7 @@ Every failure is one line on stderr; `-v` adds the traceback.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -390,9 +391,9 @@ def _rendered(found: dict[str, Any], path: str) -> str:
 
 
 def _limits(memory: float | None, seconds: float | None, *, verbose: bool, quiet: bool) -> dict[str, Any]:
-    """What `supervise.call` is to watch; 0 is no limit that a run could keep."""
-    if memory == 0 or seconds == 0:
-        raise UsageError("--memory-limit and --time-limit are more than 0")
+    """What `supervise.call` is to watch; 0 is no limit that a run could keep, infinity is none."""
+    if any(value is not None and not 0 < value < math.inf for value in (memory, seconds)):
+        raise UsageError("--memory-limit and --time-limit are numbers more than 0")
     limit = None if memory is None else int(memory * 1e9)
     return {"memory": limit, "seconds": seconds, "verbose": verbose, "bars": not quiet}
 

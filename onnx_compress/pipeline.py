@@ -12,6 +12,7 @@ from onnx_compress.contract import silent
 from onnx_compress.model import prepare as preparation
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.lossless import copy_checked
+from onnx_compress.model.order import sort_nodes
 from onnx_compress.preflight import Preflight, preflight
 from onnx_compress.proof import Proof, agree, prove
 from onnx_compress.report.build import Step
@@ -110,7 +111,9 @@ def run(request: Request, progress: Progress = silent) -> Compressed:
     """The result of a request, computed in this process."""
     words, watch = read_words(request), Watch(progress)
     with watch("load"):
-        model = load_model(request.model)
+        model, notes = load_model(request.model), list[str]()
+        if words.passes:
+            model, notes = sort_nodes(model)
     this = Run(request, words, watch, Stages([("original", model)]))
     if not words.passes:
         return _copy(this)
@@ -125,7 +128,7 @@ def run(request: Request, progress: Progress = silent) -> Compressed:
             threads=words.clock.threads,
         )
     this.request = replace(request, input_shapes=found.input_shapes)
-    this.stages.warnings += [*this.inputs.warnings, *found.warnings]
+    this.stages.warnings += [*notes, *this.inputs.warnings, *found.warnings]
     this.inputs = this.inputs.one_by_one() if found.single else this.inputs
     line = _line(this, found)
     with watch("prepare"):

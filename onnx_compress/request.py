@@ -151,13 +151,13 @@ def _replay(decisions: Any, passes: Sequence[Pass]) -> list[list[Mapping[str, An
             found = json.loads(Path(decisions).read_text(encoding="utf-8"))
         except OSError as error:
             raise UsageError(f"--decisions {decisions}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"--decisions {decisions}: no JSON report: {error}") from error
     try:
         steps = [step for step in found["passes"] if step["name"] != "prepare"]
         names = [step["name"] for step in steps]
         replay = [[_checked(entry) for entry in step["decisions"]] for step in steps]
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"--decisions: no report of onnx-compress: it lacks {error}") from error
     wanted = [item.name for item in passes]
     if names != wanted:

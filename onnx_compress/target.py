@@ -95,6 +95,8 @@ def check_place(out: str, inputs: Iterable[str | None] = ()) -> Path:
     """Where `out` leads, links resolved. Raises UsageError where no file can be written there."""
     try:
         place = Path(os.path.realpath(out))
+        if place.is_symlink():
+            raise UsageError(f"{out} is a link that leads back to itself; name another place")
         if place.is_dir() or not out or out.endswith(os.sep):
             raise UsageError(f"{out!r} is a folder; name the file to write")
         if not place.parent.is_dir():

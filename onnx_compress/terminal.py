@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+LONGEST = 1000  # letters of a failure: onnxruntime's own words go on and on, and a name may have a megabyte
+
+
 def progress_line(*, show: bool) -> contextlib.AbstractContextManager[Callable[[int, int, str], None] | None]:
     """Inside the block, what tells of progress; None where stderr is no terminal or nothing is to be shown."""
     if not (show and sys.stderr.isatty()):
@@ -73,7 +76,10 @@ def failed(message: str, code: int, error: BaseException | None) -> int:
     text = ""
     if error is not None:
         text = getattr(error, "details", None) or "".join(traceback.format_exception(error))
-    text += f"onnx-compress: {plain(' '.join(message.split()))}\n"
+    line = plain(" ".join(message.split()))
+    if len(line) > LONGEST:
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    text += f"onnx-compress: {line}\n"
     with contextlib.suppress(OSError):  # > nobody to tell: the exit code still does
         sys.stderr.write(text.encode("utf-8", "backslashreplace").decode())
         sys.stderr.flush()

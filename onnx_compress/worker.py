@@ -91,6 +91,8 @@ def _told(error: BaseException, memory: int | None, stage: str) -> CompressError
 
 def _classified(error: BaseException, memory: int | None, stage: str) -> CompressError:
     words = " ".join(str(error).split())
+    if isinstance(error, SystemExit):
+        return LimitError(f"a pass or the metric ended the process in {stage!r}; nothing was written")
     if isinstance(error, MemoryError) or "bad_alloc" in words or "Failed to allocate memory" in words:
         return out_of_memory(memory, f"in {stage!r}")
     if isinstance(error, CompressError):

@@ -31,7 +31,7 @@ from onnx_compress.archive.streams import (
 from onnx_compress.errors import InputError, UsageError
 from onnx_compress.model import wire
 from onnx_compress.model.document import tensors
-from onnx_compress.model.external import external_place, map_external
+from onnx_compress.model.external import external_place, map_external, real_folder
 from onnx_compress.model.packing import packed_tensors
 
 if TYPE_CHECKING:
@@ -313,7 +313,7 @@ def _files(source: str) -> list[_File]:
     stretches = [
         Stretch(at, length, *_described(inside.get(i), packed)) for i, (at, length) in enumerate(places)
     ]
-    return [_File("", data, stretches), *_external(outside, Path(source).parent, packed)]
+    return [_File("", data, stretches), *_external(outside, Path(source), packed)]
 
 
 def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], list[TensorProto]]:
@@ -323,8 +323,8 @@ def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], 
     for tensor in tensors(proto):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        # > a stub has no other key, and stubs come in file order
-        if len(inside) < count and [entry.value for entry in tensor.external_data] == [str(len(inside))]:
+        # > stubs come in file order
+        if len(inside) < count and wire.stands_for(tensor, len(inside)):
             inside[len(inside)] = tensor
         else:
             outside.append(tensor)
@@ -341,19 +341,19 @@ def _described(
     return tensor.name, tensor.data_type, dims, digits
 
 
-def _external(outside: list[TensorProto], folder: Path, packed: Mapping[str, Digits]) -> list[_File]:
+def _external(outside: list[TensorProto], source: Path, packed: Mapping[str, Digits]) -> list[_File]:
     """The files with external data; what no tensor describes there is a weight of bytes where it is large."""
     found: dict[str, list[Stretch]] = {}
     maps: dict[Path, Array] = {}
     for tensor in outside:
-        blob = map_external(tensor, folder, maps)
+        blob = map_external(tensor, source.parent, maps, real_folder(source))
         place = external_place(tensor)
         name = os.path.normpath(place.location).replace(os.sep, "/")
         if blob.nbytes >= wire.THRESHOLD:
             found.setdefault(name, []).append(Stretch(place.offset, blob.nbytes, *_described(tensor, packed)))
         else:
             found.setdefault(name, [])
-    return [_outside(name, map_file(str(folder / name)), parts) for name, parts in sorted(found.items())]
+    return [_outside(name, map_file(str(source.parent / name)), parts) for name, parts in sorted(found.items())]
 
 
 def _outside(name: str, data: Array, parts: list[Stretch]) -> _File:

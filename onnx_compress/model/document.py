@@ -23,7 +23,8 @@ from onnx import TensorProto
 
 from onnx_compress.errors import InputError
 from onnx_compress.model import wire
-from onnx_compress.model.external import external_place, map_external
+from onnx_compress.model.external import map_external, open_regular, real_folder
+from onnx_compress.model.inline_functions import refuse_endless
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +59,7 @@ class Model:
         path = Path(path)
         skeleton, pieces = _read(path)
         proto = _parse(skeleton, path)
-        blobs = _adopt(proto, pieces, folder=path.parent)
+        blobs = _adopt(proto, pieces, path.parent, real_folder(path))
         return cls(proto, blobs, path)
 
     @classmethod
@@ -223,7 +224,11 @@ def _prefixed(length: int) -> int:
 
 
 def check(model: Model) -> None:
-    """Raises InputError, with onnx's own words, where the onnx checker does not accept the model."""
+    """Raises InputError, with onnx's own words, where the onnx checker does not accept the model.
+
+    Raises LimitError where its functions would expand without reasonable end.
+    """
+    refuse_endless(model.proto)
     with tempfile.TemporaryDirectory(prefix="onnx-compress-") as folder:
         proto, pieces = model.referring("weights")
         for place, tensor in zip(_sparse_indices(proto), _sparse_indices(model.proto), strict=True):
@@ -263,13 +268,14 @@ def _sparse_indices(message: Any) -> Iterator[TensorProto]:
 def _read(path: Path) -> tuple[bytes, list[Bytes]]:
     """Skeleton bytes and mapped pieces of the file at `path`."""
     try:
-        if not path.is_file():
-            what = "is a folder, not a model" if path.is_dir() else "no such file"
-            raise InputError(f"{path}: {what}")
-        with path.open("rb") as file:
-            if path.stat().st_size == 0:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, not a model")
+        with open_regular(path) as file:
+            if os.fstat(file.fileno()).st_size == 0:
                 raise InputError(f"{path}: the file is empty")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     try:
@@ -294,8 +300,13 @@ def _parse(skeleton: bytes, path: Path) -> onnx.ModelProto:
     return proto
 
 
-def _adopt(proto: onnx.ModelProto, pieces: list[Bytes], folder: Path | None) -> dict[str, Bytes]:
-    """Gives every reference in `proto` a key of this process, and maps the model's own external data."""
+def _adopt(
+    proto: onnx.ModelProto, pieces: list[Bytes], folder: Path | None, home: Path | None = None
+) -> dict[str, Bytes]:
+    """Gives every reference in `proto` a key of this process, and maps the model's own external data.
+
+    folder: of the model; home: the folder that the model itself lies in where its path is a link.
+    """
     blobs: dict[str, Bytes] = {}
     maps: dict[Path, Bytes] = {}
     waiting = iter(range(len(pieces)))
@@ -303,15 +314,14 @@ def _adopt(proto: onnx.ModelProto, pieces: list[Bytes], folder: Path | None) -> 
     for tensor in tensors(proto):
         if tensor.data_location != TensorProto.EXTERNAL:
             continue
-        location = external_place(tensor).location
-        # a stub of ours has no other key, and stubs come in file order
-        if expected is not None and location == str(expected) and len(tensor.external_data) == 1:
+        # stubs come in file order
+        if expected is not None and wire.stands_for(tensor, expected):
             blob = pieces[expected]
             expected = next(waiting, None)
         else:
             if folder is None:
                 raise InputError(f"tensor {tensor.name!r} has external data, but the model has no folder")
-            blob = map_external(tensor, folder, maps)
+            blob = map_external(tensor, folder, maps, home)
         _check_size(tensor, blob)
         _clear_reference(tensor)
         _refer(tensor, blobs, blob)

@@ -8,7 +8,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import onnx
@@ -42,35 +42,58 @@ def external_place(tensor: onnx.TensorProto) -> Place:
 
 
 def map_external(
-    tensor: onnx.TensorProto, folder: Path, maps: dict[Path, NDArray[np.uint8]]
+    tensor: onnx.TensorProto,
+    folder: Path,
+    maps: dict[Path, NDArray[np.uint8]],
+    home: Path | None = None,
 ) -> NDArray[np.uint8]:
     """The external bytes of `tensor`, mapped; `maps` keeps one mapping a file.
 
+    folder: where the model was opened; home: where the model lies, links resolved (default: `folder`, resolved).
     Raises InputError where the file is missing, too short, no regular file, or outside the model's folder.
     """
     place = external_place(tensor)
-    path = _inside(folder, place.location, tensor.name)
+    where = f"tensor {tensor.name!r}: external data {place.location!r}"
     try:
-        with path.open("rb") as file:
+        path = _inside(folder, place.location, where, home)
+        with open_regular(path) as file:
             status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InputError(
-                    f"tensor {tensor.name!r}: external data {place.location!r} is no regular file"
-                )
+            if status.st_nlink > 1:
+                raise InputError(f"{where} is a hard link, perhaps to another's file; make a copy of it")
             length = status.st_size - place.offset if place.length is None else place.length
             if place.length is None:
                 length = min(length, _size(tensor))
             if place.offset + length > status.st_size or length < 0:
-                raise InputError(f"tensor {tensor.name!r}: external data {place.location!r} is truncated")
+                raise InputError(f"{where} is truncated")
             if length == 0:
                 return np.empty(0, np.uint8)
             if path not in maps:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 maps[path] = np.frombuffer(memoryview(mapped), np.uint8)
+    except FileNotFoundError as error:
+        raise InputError(f"{where} is missing beside the model") from error
     except OSError as error:
-        why = error.strerror
-        raise InputError(f"tensor {tensor.name!r}: external data {place.location!r}: {why}") from error
+        raise InputError(f"{where}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
     return maps[path][place.offset : place.offset + length]
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """The file, opened to be read; it does not wait where the path is a FIFO.
+
+    Raises OSError, and InputError where it is no regular file.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path}: is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+def real_folder(path: Path) -> Path:
+    """The folder that the file at `path` lies in, links resolved."""
+    return Path(os.path.realpath(path)).parent
 
 
 def _size(tensor: onnx.TensorProto) -> int:
@@ -78,14 +101,20 @@ def _size(tensor: onnx.TensorProto) -> int:
     return math.prod(tensor.dims) * int(dtype.itemsize)
 
 
-def _inside(folder: Path, location: str, name: str) -> Path:
-    """The file `location` of the model's folder, links resolved on both sides."""
+def _inside(folder: Path, location: str, where: str, home: Path | None) -> Path:
+    """The file `location` of the model's folder, links resolved: inside that folder, or inside that of the model itself.
+
+    (In a cache of Hugging Face, both the model and its data are links into one folder of blobs.)
+    """
     pure = Path(location)
     if not location or pure.is_absolute() or ".." in pure.parts:
-        raise InputError(f"tensor {name!r}: external data {location!r} is outside the model's folder")
-    path = folder / pure
+        raise InputError(f"{where} is outside the model's folder")
+    path = Path(os.path.realpath(folder / pure))
+    homes = [Path(os.path.realpath(folder)), *([home] if home else [])]
     if not path.exists():
-        raise InputError(f"tensor {name!r}: external data {location!r} is missing beside the model")
+        raise FileNotFoundError
+    if not any(path.is_relative_to(place) for place in homes):
+        raise InputError(f"{where} is a link to a place outside the model's folder")
     if not path.is_file():
-        raise InputError(f"tensor {name!r}: external data {location!r} is no regular file")
+        raise InputError(f"{where} is no regular file")
     return path

@@ -26,16 +26,24 @@ def inline_functions(model: Model) -> Model:
 
     Raises InputError for a recursive function, LimitError where more than `LIMIT` nodes would come out.
     """
-    if not model.proto.functions:
-        return model
-    nodes = expanded_nodes(model.proto)
-    if nodes > LIMIT:
-        raise LimitError(f"inlining the model's functions gives {nodes} nodes; the limit is {LIMIT}")
-    if nodes > BUDGET:
+    if not model.proto.functions or refuse_endless(model.proto) > BUDGET:
         return model
     result = model.copy()
     result.proto.CopyFrom(onnx.inliner.inline_local_functions(result.proto))
     return result
+
+
+def refuse_endless(proto: onnx.ModelProto) -> int:
+    """How many nodes `proto` has once all its functions are inlined.
+
+    Raises InputError for a recursive function, LimitError where it would be more than `LIMIT`: what loads it would not end.
+    """
+    if not proto.functions:
+        return sum(len(graph.node) for graph in graphs(proto.graph))
+    nodes = expanded_nodes(proto)
+    if nodes > LIMIT:
+        raise LimitError(f"inlining the model's functions gives {nodes} nodes; the limit is {LIMIT}")
+    return nodes
 
 
 def expanded_nodes(proto: onnx.ModelProto) -> int:

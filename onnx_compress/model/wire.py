@@ -7,6 +7,7 @@ https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
+import secrets
 from typing import TYPE_CHECKING
 
 import onnx
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import Descriptor
 
 THRESHOLD = 1024  # bytes: smaller tensors stay inline (shapes, scales, indices)
+DEEPEST = 100  # messages inside messages: protobuf's own limit
+# > not to be guessed: no tensor of a file can name the weight of another
+_SECRET = secrets.token_hex(8)
 _TENSOR = onnx.TensorProto.DESCRIPTOR
 _RAW_DATA = _TENSOR.fields_by_name["raw_data"].number
 
@@ -24,18 +28,30 @@ _RAW_DATA = _TENSOR.fields_by_name["raw_data"].number
 def split(buffer: memoryview) -> tuple[bytes, list[tuple[int, int]]]:
     """The skeleton of the serialized ModelProto in `buffer`, and (offset, length) of each weight left out of it.
 
-    The i-th weight is the tensor whose `external_data` has location `str(i)`.
-    Raises ValueError where the buffer is not a whole protobuf message.
+    The i-th weight is the tensor that `stands_for(tensor, i)`.
+    Raises ValueError where the buffer is not a whole protobuf message, or one nested too deep.
     """
     places: list[tuple[int, int]] = []
-    skeleton = b"".join(_copy(buffer, 0, len(buffer), onnx.ModelProto.DESCRIPTOR, places))
+    skeleton = b"".join(_copy(buffer, 0, len(buffer), onnx.ModelProto.DESCRIPTOR, places, DEEPEST))
     return skeleton, places
 
 
+def stands_for(tensor: onnx.TensorProto, index: int) -> bool:
+    """Whether `tensor`, of a skeleton that `split` made in this process, stands for the weight `index`."""
+    return [entry.value for entry in tensor.external_data] == [_location(index)]
+
+
+def _location(index: int) -> str:
+    return f"{_SECRET}:{index}"
+
+
 def _copy(
-    buffer: memoryview, start: int, end: int, kind: Descriptor, places: list[tuple[int, int]]
+    buffer: memoryview, start: int, end: int, kind: Descriptor, places: list[tuple[int, int]], deep: int
 ) -> Iterator[bytes]:
-    """The fields of one message, weights left out."""
+    """The fields of one message, weights left out; at most `deep` messages inside one another."""
+    if not deep:
+        msg = f"messages are nested more than {DEEPEST} deep"
+        raise ValueError(msg)
     children = {field.number: field.message_type for field in kind.fields if field.message_type is not None}
     at = start
     while at < end:
@@ -57,7 +73,7 @@ def _copy(
             yield _reference(len(places))
             places.append((body, length))
         elif number in children:
-            message = b"".join(_copy(buffer, body, at, children[number], places))
+            message = b"".join(_copy(buffer, body, at, children[number], places, deep - 1))
             yield _encode(tag) + _encode(len(message)) + message
         else:
             yield bytes(buffer[field_start:at])
@@ -66,7 +82,7 @@ def _copy(
 def _reference(index: int) -> bytes:
     """The TensorProto fields that stand for the weight `index`."""
     stub = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
-    stub.external_data.add(key="location", value=str(index))
+    stub.external_data.add(key="location", value=_location(index))
     encoded: bytes = stub.SerializeToString()
     return encoded
 

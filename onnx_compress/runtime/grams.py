@@ -206,6 +206,8 @@ class LayerSums:
                 fine = all(np.isfinite(total).all() for total in (first, *(y.sum() for y in ys)))
             if not fine:
                 rows, ys = self._clean(rows, ys)
+                if not len(rows):
+                    continue
                 first = rows.reshape(len(rows), -1).sum(axis=0, dtype=np.float64)
             self.sums.add(rows, first)
             for cross, y in zip(self.crosses, ys, strict=True):

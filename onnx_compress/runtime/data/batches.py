@@ -58,14 +58,14 @@ class Data:
     def of(
         cls, source: str, reader: Reader, *, fixed: int | None, samples: int | None, random: bool = False
     ) -> Data:
-        """The first `samples` (all where None) of `reader`, less those that fill no whole batch of `fixed`.
+        """The first `samples` (all where None) of `reader`, a batch at least, less those that fill no whole one of `fixed`.
 
         Raises InputError where nothing is left.
         """
         total = len(reader.groups)
         if total == 0:
             raise InputError(f"{source}: holds no samples")
-        wanted = np.arange(total)[:samples]
+        wanted = np.arange(total)[: None if samples is None else max(samples, fixed or 1)]
         rows = _fill(wanted, reader.groups, fixed)
         if len(rows) == 0:
             raise InputError(

@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 
 
 def batch_size(specs: Sequence[InputSpec]) -> int | Literal["none"] | None:
-    """The batch size that the inputs declare: a number, None where it is free, "none" where they share no batch axis."""
-    sizes = {spec.shape[0] if spec.shape else "none" for spec in specs}
+    """The batch size that the inputs declare: a number, None where it is free, "none" where they share no batch axis.
+
+    A first axis of size 0 counts no samples.
+    """
+    sizes = {spec.shape[0] if spec.shape and spec.shape[0] != 0 else "none" for spec in specs}
     fixed = {size for size in sizes if isinstance(size, int)}
     if "none" in sizes or len(fixed) > 1 or (fixed and len(sizes) > 1):
         return "none"
@@ -64,10 +67,12 @@ def _ranked(spec: InputSpec, shape: tuple[int, ...]) -> InputSpec:
 def _check_shape(spec: InputSpec, shape: tuple[int, ...], kind: Layout, where: str) -> None:
     given = shape[1:] if kind in ("rows", "stacked") else shape
     declared = spec.shape[1:] if kind == "rows" else spec.shape
+    # > an empty array holds nothing to learn from, unless the model takes no other
     fits = len(given) == len(declared) and all(
-        want == size or not isinstance(want, int) for want, size in zip(declared, given, strict=True)
+        want == size or (size and not isinstance(want, int))
+        for want, size in zip(declared, given, strict=True)
     )
-    if fits and 0 not in given:
+    if fits:
         return
     expected = "(" + ", ".join("?" if size is None else str(size) for size in spec.shape) + ")"
     if kind == "rows":

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import struct
+import tokenize
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -20,7 +23,11 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_UNREADABLE = (OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, zlib.error)
+# what zipfile and numpy raise at files that are not what they say; numpy reads a header with Python's tokenizer and parser
+_UNREADABLE = (
+    OSError, ValueError, EOFError, KeyError, TypeError, OverflowError, SyntaxError, MemoryError,
+    NotImplementedError, RuntimeError, struct.error, tokenize.TokenError, zlib.error,
+)  # fmt: skip
 
 
 def npz_piece(path: Path) -> Piece:
@@ -48,6 +55,8 @@ def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
         header = file.tell()
+    if any(size < 0 for size in shape) or header + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise InputError(f"{path}: array {info.filename.removesuffix('.npy')!r} is truncated, or no array")
     if dtype.hasobject:
         raise InputError(
             f"{path}: array {info.filename.removesuffix('.npy')!r} is pickled; save it as numbers"

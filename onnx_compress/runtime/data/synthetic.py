@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_compress.errors import InputError
 from onnx_compress.model.document import tensors
 from onnx_compress.runtime.data.batches import Data
 from onnx_compress.runtime.data.fit import batch_size
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 IMAGE, SEQUENCE, WIDTH = 224, 32, 512  # sizes for symbolic axes: of pictures, of token ids, of anything else
+MOST = 2**32  # values of one made-up input: more are no model's that runs here
 VOCABULARY = 100  # token ids where the embedding table is not found
 STEPS = {"Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Clip", "Flatten"}
 
@@ -38,13 +41,13 @@ class Random:
         tables: Mapping[str, int],
     ) -> None:
         self.specs = specs
+        self.shapes = _sizes(specs, shapes)
         self.seed = seed
         self.tables = tables
         size = batch_size(specs)
         self.rows = size != "none"
         self.fixed = size if isinstance(size, int) else None
         self.groups = np.zeros(samples, int) if self.rows else np.arange(samples)
-        self.shapes = _sizes(specs, shapes)
 
     def read(self, rows: Array) -> dict[str, Array]:
         """The inputs of these samples."""
@@ -124,6 +127,10 @@ def _sizes(specs: Sequence[InputSpec], given: Mapping[str, tuple[int, ...]]) -> 
                 if isinstance(size, str):
                     number = known.setdefault(size, number)
             shape.append(number)
+        if math.prod(shape) > MOST:
+            raise InputError(
+                f"input {spec.name!r} has {math.prod(shape)} values: give data, or smaller sizes with --input-shapes"
+            )
         result[spec.name] = tuple(shape)
     return result
 
@@ -159,7 +166,7 @@ def _draw(
     if kind in "OUS":
         return np.full(shape, "a", object)
     if kind == "b":
-        return rng.random(shape) < 0.5
+        return np.asarray(rng.random(shape) < 0.5)
     if kind not in "iu":
         value = np.zeros(shape) if _is(spec, _STATE) else _field(shape, rng)
         return value.astype(spec.dtype)

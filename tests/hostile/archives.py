@@ -1,0 +1,120 @@
+"""Archives that `pack` did not write: cut, flipped, or made to harm; their checksums are right where that lets them further in."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import tempfile
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import zstandard
+
+from hostile.case import Case, good
+from onnx_compress.archive import pack
+from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header
+from onnx_compress.archive.fields import Writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+UNPACK = "unpack in.ocz out.onnx"
+
+
+@cache
+def packed() -> bytes:
+    """A good archive."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "m.onnx").write_bytes(good().SerializeToString())
+        pack(source=f"{folder}/m.onnx", target=f"{folder}/m.ocz")
+        return (Path(folder) / "m.ocz").read_bytes()
+
+
+def _archive(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    return lambda folder: (folder / "in.ocz").write_bytes(change(packed()))
+
+
+def _flipped(share: int) -> Callable[[bytes], bytes]:
+    def change(whole: bytes) -> bytes:
+        at = len(whole) * share // 100
+        return whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :]
+
+    return change
+
+
+def _cut(share: int) -> Callable[[bytes], bytes]:
+    return lambda whole: whole[: len(whole) * share // 100]
+
+
+def _sealed(body: bytes, index: bytes, *, raw: int | None = None, restored: int = 1000) -> bytes:
+    """An archive of this body and index, all of whose checksums are right."""
+    coded = zstandard.ZstdCompressor().compress(index)
+    size = len(index) if raw is None else raw
+    header = Header(len(body), len(coded), size, restored, zlib.crc32(body), zlib.crc32(coded))
+    return header.pack() + body + coded
+
+
+def _named(name: bytes) -> bytes:
+    """An archive of an empty model and a data file of this name."""
+    index = Writer()
+    body = zstandard.ZstdCompressor().compress(b"x")
+    for number in (2, 1, len(body)):
+        index.number(number)
+    for member, size in ((b"", 0), (name, 1)):
+        index.blob(member)
+        index.number(size)
+        index.raw(hashlib.blake2b(b"", digest_size=DIGEST).digest())  # > the model's is right
+        index.number(0)
+    return _sealed(body, bytes(index.buffer), restored=1)
+
+
+def _numbers(*values: int) -> bytes:
+    index = Writer()
+    for value in values:
+        index.number(value)
+    return _sealed(b"", bytes(index.buffer))
+
+
+def _size(whole: bytes, at: int, value: int) -> bytes:
+    """The header's number at byte `at` is another; its checksum is right."""
+    fields = whole[:at] + struct.pack("<Q", value) + whole[at + 8 : HEADER_BYTES - 4]
+    return fields + struct.pack("<I", zlib.crc32(fields)) + whole[HEADER_BYTES:]
+
+
+def _bomb() -> bytes:
+    return _sealed(b"", bytes(300_000_000), restored=300_000_000)
+
+
+CASES: dict[str, Case] = {
+    f"flipped at {share} %": Case(_archive(_flipped(share)), 3, UNPACK)
+    for share in (1, 3, 6, 20, 40, 60, 80, 95, 99)
+}
+CASES |= {f"cut after {share} %": Case(_archive(_cut(share)), 3, UNPACK) for share in (0, 1, 4, 50, 99)}
+CASES |= {
+    "text": Case(_archive(lambda _: b"Lorem ipsum" * 99), 3, UNPACK),
+    "a magic only": Case(_archive(lambda whole: whole[:4]), 3, UNPACK),
+    "garbage behind it": Case(_archive(lambda whole: whole + b"x" * 999), 3, UNPACK),
+    "a model in its place": Case(_archive(lambda _: good().SerializeToString()), 3, UNPACK),
+    "an archive for a model": Case(_archive(lambda whole: whole), 3, "in.ocz out.onnx --passes none"),
+    "a body of 2^60 bytes": Case(_archive(lambda whole: _size(whole, 8, 2**60)), 3, UNPACK),
+    "an index of 2^60 bytes": Case(_archive(lambda whole: _size(whole, 24, 2**60)), (3, 4), UNPACK),
+    "a model of 2^60 bytes": Case(_archive(lambda whole: _size(whole, 32, 2**60)), (3, 4), UNPACK),
+    "an index that is a bomb": Case(_archive(lambda _: _bomb()), (3, 4), UNPACK),
+    "an index longer than it says": Case(_archive(lambda _: _sealed(b"", bytes(9999), raw=10)), 3, UNPACK),
+    "an index of nothing": Case(_archive(lambda _: _sealed(b"", b"")), 3, UNPACK),
+    "2^50 files": Case(_archive(lambda _: _numbers(2**50, 0, 0)), 3, UNPACK),
+    "a skeleton of 2^60 bytes": Case(_archive(lambda _: _numbers(1, 2**60, 0)), 3, UNPACK),
+    "a name that leads up": Case(_archive(lambda _: _named(b"../evil")), 3, UNPACK),
+    "a name that is absolute": Case(_archive(lambda _: _named(b"/tmp/evil")), 3, UNPACK),
+    "a name with a NUL": Case(_archive(lambda _: _named(b"a\0b")), 3, UNPACK),
+    "a name that is no text": Case(_archive(lambda _: _named(b"\xff\xfe")), 3, UNPACK),
+    "a name of 5000 letters": Case(_archive(lambda _: _named(b"n" * 5000)), (3, 4), UNPACK),
+    "a name of 5000 folders": Case(_archive(lambda _: _named(b"n/" * 5000 + b"n")), (3, 4), UNPACK),
+    "absent": Case(lambda _: None, 3, UNPACK),
+    "a folder": Case(lambda folder: (folder / "in.ocz").mkdir(), 3, UNPACK),
+    "a model that is none, packed": Case(
+        lambda folder: (folder / "in.onnx").write_bytes(b"Lorem" * 99), 3, "pack in.onnx out.ocz"
+    ),
+}
