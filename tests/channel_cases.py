@@ -257,6 +257,42 @@ CASES: dict[str, tuple[str, int]] = {
               ", float[5,4,1,1] wz, float[5,6,1,1] wc, float[5] wd", channels=5), 11),
 }  # fmt: skip
 
+CASES |= {
+    "If": ("""g (float[N,4] x, float[4,6] w1, float[6,6] w3, float[6] wm, float[6,3] w2, bool[1] c) => (float[N,3] y) {
+        h = MatMul(x, w1)
+        g = If (c) <
+            then_branch = t () => (float[N,6] a) { a0 = MatMul(h, w3)
+                a = Relu(a0) },
+            else_branch = e () => (float[N,6] b) { b = Mul(h, wm) }
+        >
+        y = MatMul(g, w2) }""", 6),
+    "Loop": ("""g (float[2,4] x, float[4,6] w1, float[6,5] w3, float[5,6] w4, float[6,3] w2, float[5,2] w5)
+        => (float[2,3] y, float[3,2,2] z) {
+        h = MatMul(x, w1)
+        n = Constant<value = int64[1] {3}>()
+        c = Constant<value = bool[1] {1}>()
+        g, s = Loop (n, c, h) <
+            body = b (int64 i, bool c0, float[2,6] h0) => (bool c1, float[2,6] h1, float[2,5] r) {
+                c1 = Identity(c0)
+                m = MatMul(h0, w3)
+                r = Tanh(m)
+                d = MatMul(r, w4)
+                h1 = Add(h, d) }
+        >
+        y = MatMul(g, w2)
+        z = MatMul(s, w5) }""", 11),
+    "Scan": ("""g (float[3,2,4] x, float[4,6] w1, float[4,6] wr, float[6,3] w2, float[2,4] wi) => (float[3,2,3] y) {
+        h = MatMul(x, w1)
+        e = MatMul(wi, wr)
+        k, g = Scan (e, h) <num_scan_inputs=1,
+            body = b (float[2,6] s0, float[2,6] p) => (float[2,6] s1, float[2,6] q) {
+                t = Add(s0, p)
+                s1 = Tanh(t)
+                q = Relu(s1) }
+        >
+        y = MatMul(g, w2) }""", 6),
+}  # fmt: skip
+
 OPSETS = {
     "RMSNormalization": 23,
     "Swish": 24,

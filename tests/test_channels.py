@@ -34,6 +34,8 @@ def feeds(model: Model) -> dict[str, np.ndarray]:
     for value in model.proto.graph.input:
         shape = [dim.dim_value or 2 for dim in value.type.tensor_type.shape.dim]
         found[value.name] = rng.uniform(-0.9, 0.9, shape).astype(np.float32)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.BOOL:
+            found[value.name] = np.ones(shape, bool)
     return found
 
 
@@ -194,15 +196,57 @@ def test_removing_every_unit_leaves_no_axis_empty() -> None:
     np.testing.assert_allclose(run(pruned, data)["y"], expected, rtol=1e-5)
 
 
-def test_a_body_that_reads_a_channel_pins_it() -> None:
-    proto = parse("""g (float[N,4] x, float[4,6] w1, float[6,3] w2, bool c) => (float[N,3] y) {
+IF = """g (float[N,4] x, float[4,6] w1, float[6,3] w2, bool[1] c) => (float[N,3] y) {
         h = MatMul(x, w1)
         g = If (c) <
             then_branch = t () => (float[N,6] a) { a = Relu(h) },
-            else_branch = e () => (float[N,6] b) { b = Neg(h) }
+            else_branch = e () => (float[N,6] b) { b = NEG }
         >
-        y = MatMul(g, w2) }""")
+        y = MatMul(g, w2) }"""
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_both_branches_lose_what_is_removed(taken: bool) -> None:
+    model = Model.from_proto(parse(IF.replace("NEG", "Neg(h)")))
+    shapes = infer(model)
+    surgery = Surgery(model)
+    channels = Channels(surgery, shapes)
+    units, _ = channels.units()
+    assert len(units) == 6
+    expected = masked(model, shapes, channels.remove(units[:3]))
+    data = feeds(model) | {"c": np.array([taken])}
+    np.testing.assert_allclose(run(surgery.commit(), data)["y"], run(expected, data)["y"], rtol=1e-5)
+
+
+def test_what_depends_on_data_in_a_body_pins_what_it_reads() -> None:
+    model = Model.from_proto(parse(IF.replace("NEG", "RandomUniformLike(h)")))
+    units, pinned = Channels(Surgery(model), infer(model)).units()
+    assert units == []
+    assert pinned["w1[1]"] == "RandomUniformLike: each draw depends on how many are drawn"
+
+
+def test_a_name_that_two_bodies_use_pins() -> None:
+    """Labels go by name: that of one tensor would be that of the other."""
+    proto = parse(IF.replace("NEG", "Neg(h)"))
+    branch = next(a.g for a in proto.graph.node[1].attribute if a.name == "else_branch")
+    branch.node[0].output[0] = branch.output[0].name = "a"
     model = Model.from_proto(proto)
     units, pinned = Channels(Surgery(model), infer(model)).units()
     assert units == []
-    assert pinned["w1[1]"] == "If: its bodies are not followed"
+    assert pinned["w1[1]"] == "If: its bodies use names that others use too"
+
+
+def test_a_weight_inside_a_body_is_cut_there() -> None:
+    """Silero keeps its weights so."""
+    proto = parse(IF.replace("NEG", "Neg(h)").replace("a = Relu(h)", "a = MatMul(h, w3)"))
+    body = next(a.g for a in proto.graph.node[1].attribute if a.name == "then_branch")
+    square = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    body.initializer.append(onnx.numpy_helper.from_array(square, "w3"))
+    assert_removed_equals_masked(Model.from_proto(proto))
+    surgery = Surgery(Model.from_proto(proto))
+    channels = Channels(surgery, infer(surgery.model))
+    units, _ = channels.units()
+    channels.remove(units[:2])
+    pruned = surgery.commit()
+    body = next(a.g for a in pruned.proto.graph.node[1].attribute if a.name == "then_branch")
+    assert list(body.initializer[0].dims) == [4, 4]

@@ -34,14 +34,12 @@ __all__ = ["Axes", "Channels", "Grid", "Keep", "Labels", "Unit"]
 
 
 class Channels:
-    """The labels of every tensor of the main graph of `surgery`.
+    """The labels of every tensor of `surgery`, the bodies of If, Loop and Scan included.
 
     shapes: of every tensor, ints for static and strings or None for symbolic axes (`model.shapes.infer`).
     """
 
     def __init__(self, surgery: Surgery, shapes: dict[str, Shape]) -> None:
-        from onnx_compress.model.rules import RULES, barrier, op_name
-
         self.surgery = surgery
         self.shapes = shapes
         self.constants: dict[str, gs.Constant] = {}
@@ -49,21 +47,30 @@ class Channels:
         self._axes: dict[str, Axes] = {}
         self.ties = Ties()
         self.followed: set[int] = set()  # id of every node whose rule could be applied
+        self.reused: set[str] | None = None  # names that two graphs define, once a rule asks
         self._removals: list[Callable[[Keep], None]] = []
         for value in surgery.graph.inputs:
             self.fresh_axes(value, "a graph input")
-        for node in surgery.graph.nodes:
+        self.follow(surgery.graph.nodes)
+        for value in surgery.graph.outputs:
+            self.pin_all(value, "a graph output")
+
+    # what rules say
+
+    def follow(self, nodes: Iterable[gs.Node]) -> None:
+        """Applies the rule of every node, in order."""
+        from onnx_compress.model.rules import RULES, barrier, op_name
+
+        for node in nodes:
             rule = RULES.get(op_name(node))
-            if rule is None or not all(self._known(t) for t in [*node.inputs, *node.outputs]):
+            # > onnx does not tell what leaves a Loop; its rule does
+            made = [] if node.op in {"If", "Loop", "Scan"} else node.outputs
+            if rule is None or not all(self._known(t) for t in [*node.inputs, *made]):
                 barrier(self, node)
             else:
                 self._apply(rule, node)
             for output in node.outputs:
                 self._settle(node, output)
-        for value in surgery.graph.outputs:
-            self.pin_all(value, "a graph output")
-
-    # what rules say
 
     def axes(self, tensor: gs.Tensor) -> Axes:
         """The labels of `tensor`, one entry an axis; those of a weight are made when it is first asked for."""

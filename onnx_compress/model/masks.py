@@ -56,7 +56,7 @@ class Mask:
         )
         product = self.surgery.node("Mul", f"{node.name}_mask", [tensor, factor])
         self.channels.set(product.outputs[0], self.channels.axes(tensor))
-        nodes = self.surgery.graph.nodes
+        nodes = self.surgery.holder(node).nodes
         at = next(i for i, other in enumerate(nodes) if other is node)
         nodes.insert(at, product)
         node.inputs[index] = product.outputs[0]
@@ -104,7 +104,7 @@ class Steps:
                 name = f"{self.node.name}_same"
                 same = self.mask.surgery.node("Identity", name, [tensor], [outputs[index]])
                 self.nodes.append(same)
-        graph = self.mask.surgery.graph
+        graph = self.mask.surgery.holder(self.node)
         at = next(i for i, other in enumerate(graph.nodes) if other is self.node)
         self.node.inputs.clear()
         self.node.outputs.clear()

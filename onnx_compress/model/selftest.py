@@ -30,7 +30,7 @@ def masked(model: Model, shapes: Mapping[str, Shape], units: Iterable[Unit]) -> 
     dead = frozenset().union(*(unit.labels for unit in units))
     mask = Mask(surgery, channels, dead)
     edits = {**CONTRACTIONS, **NORMALISATIONS}
-    for node in list(surgery.graph.nodes):
+    for node in list(surgery.nodes()):
         edit = edits.get(op_name(node))
         if edit is not None and id(node) in channels.followed:
             edit(mask, node)

@@ -107,6 +107,14 @@ class Surgery:
         out = outputs if outputs is not None else [self.variable(f"{name}_out")]
         return gs.Node(op, name, attrs, inputs, out, domain)
 
+    def proto_of(self, graph: gs.Graph) -> onnx.GraphProto:
+        """The skeleton behind a graph, as it was read."""
+        return self._protos[id(graph)]
+
+    def holder(self, node: gs.Node) -> gs.Graph:
+        """The graph, main or body, that `node` stands in."""
+        return next(graph for graph in self.graphs() if any(other is node for other in graph.nodes))
+
     def replace(self, graph: gs.Graph, old: gs.Node, new: list[gs.Node]) -> None:
         """`new` nodes take the place of `old` in the order of `graph`; the last of them gives old's outputs."""
         at = next(i for i, node in enumerate(graph.nodes) if node is old)
@@ -118,13 +126,17 @@ class Surgery:
         graph.nodes[at : at + 1] = new
 
     def forget_shapes(self, names: Iterable[str]) -> None:
-        """Drops the recorded shapes of these tensors (value_info): an edit made them untrue."""
+        """Drops the recorded shapes of these tensors: an edit made them untrue. The main graph's inputs and outputs stay."""
         gone = set(names)
         for proto in self._protos.values():
             keep = [info for info in proto.value_info if info.name not in gone]
             if len(keep) != len(proto.value_info):
                 del proto.value_info[:]
                 proto.value_info.extend(keep)
+            for info in [] if proto is self.model.proto.graph else [*proto.input, *proto.output]:
+                if info.name in gone:
+                    for dim in info.type.tensor_type.shape.dim:
+                        dim.Clear()
 
     def commit(self) -> Model:
         """The edited model. The view must not be used afterwards."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnx_compress.model.rules import (
     attention,
+    bodies,
     einsum,
     elementwise,
     fused,
@@ -42,6 +43,9 @@ _BROADCAST = (
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_THROUGH.split(), elementwise.passes_through),
     **dict.fromkeys(_BROADCAST.split(), elementwise.broadcast),
+    "If": bodies.branch,
+    "Loop": bodies.loop,
+    "Scan": bodies.scan,
     "Clip": elementwise.clip,
     "Dropout": elementwise.dropout,
     "PRelu": elementwise.prelu,

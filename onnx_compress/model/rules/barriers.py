@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from onnx_compress.model.channels import Channels
 
 
-def barrier(graph: Channels, node: gs.Node) -> None:
+def barrier(graph: Channels, node: gs.Node, reason: str | None = None) -> None:
     """Nothing that this node reads or makes can go (its bodies read outer tensors too)."""
     from onnx_compress.model.rules import RULES
 
     name = op_name(node)
-    reason = BARRIERS.get(name) or ("its shapes or operands are not known" if name in RULES else None)
+    reason = (
+        reason or BARRIERS.get(name) or ("its shapes or operands are not known" if name in RULES else None)
+    )
     why = f"{node.op}: {reason}" if reason else f"no rule for {node.op}"
     for tensor in node.inputs:
         if not tensor.is_empty():
@@ -60,7 +62,7 @@ def _all(names: str, reason: str) -> dict[str, str]:
 
 
 BARRIERS: dict[str, str] = {
-    **_all("If Loop Scan SequenceMap", "its bodies are not followed"),
+    "SequenceMap": "sequences are not followed",
     **_all(
         "ConcatFromSequence Optional OptionalGetElement OptionalHasElement SequenceAt SequenceConstruct SequenceEmpty "
         "SequenceErase SequenceInsert SequenceLength SplitToSequence",

@@ -138,7 +138,7 @@ def _overwrite(
     ]
     constants = [surgery.constant(f"{tensor.name}_mask", mask), surgery.constant(f"{tensor.name}_old", value)]
     where = surgery.node("Where", f"{tensor.name}_sizes", [*constants, tensor])
-    nodes = surgery.graph.nodes
+    nodes = surgery.holder(after if before is None else before).nodes
     if before is not None:
         before.inputs[index] = where.outputs[0]
         at = next(i for i, other in enumerate(nodes) if other is before)
