@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 DAMPING = 1e-2  # of the feedback
 WORK = 5e10  # multiply-adds of one refit of the values, beyond which they stay
+TURNS = 8  # of fitting the scales of residual bases
 RIDGE = 1e-6  # relative: values that hardly matter stay where they are
 
 
@@ -86,7 +87,9 @@ def ternary_books(weight: Array, mass: Array | None, of: Array) -> Books:
 
 
 def binary_books(weight: Array, mass: Array | None, of: Array, bases: int) -> Books:
-    """Books of all ± sums of `bases` scales, each the mean size of what the ones before left; and zero where a weight is zero.
+    """Books of all ± sums of `bases` scales, and zero where a weight is zero.
+
+    Each scale is at first the mean size of what the ones before left; all are then fitted to the weights nearest to their sums.
 
     Rastegari et al. 2016 (XNOR-Net), arXiv:1603.05279; the residual bases of Lin, Zhao & Pan 2017, arXiv:1711.11294.
 
@@ -107,7 +110,23 @@ def binary_books(weight: Array, mass: Array | None, of: Array, bases: int) -> Bo
         first = np.bincount(of, (share * np.abs(rest)).sum(axis=1), len(scales))
         scales[:, number] = first / np.maximum(total, 1e-300)
         rest = np.where(live, rest - np.sign(rest) * scales[of, number, np.newaxis], 0.0)
-    return Books(scales @ signs.T, of, signs)
+    books = Books(scales @ signs.T, of, signs)
+    for _ in range(TURNS if bases > 1 else 0):
+        books = _recentred(weight, share, books)
+    return books
+
+
+def _recentred(weight: Array, share: Array, books: Books) -> Books:
+    """The books whose values make Σ share (w − w̃)² least where each weight is at its nearest value now."""
+    clusters = books.values.shape[1]
+    cells = (books.of[:, np.newaxis] * clusters + nearest(weight, books)).reshape(-1)
+    size = books.values.size
+    total = np.bincount(cells, share.reshape(-1), size).reshape(-1, clusters)
+    first = np.bincount(cells, (share * weight).reshape(-1), size).reshape(-1, clusters)
+    basis = books.basis
+    pairs = zip(total, first, books.values, strict=True)
+    solved = [_solved(basis.T @ (t[:, np.newaxis] * basis), basis.T @ f, basis, v) for t, f, v in pairs]
+    return replace(books, values=np.stack(solved))
 
 
 def nearest(weight: Array, books: Books) -> Array:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 MOST = 8  # bits of an index
 PROBES = 32  # samples that show how much one weight matters
 PROBE = 0.01  # relative error of a weight with which it does, about
-TRIES = 5  # whole models measured
+TRIES = 6  # whole models measured
+GAIN = 0.25  # what solving leaves of an error, about
 ROOM = 0.85  # of the tolerance, aimed at: close enough to stop
 LEAST = 1e-12
 
@@ -110,23 +111,23 @@ def keep_tolerance(
     table = Table(study, steps, _matters(study, held, steps, job.progress))
     best = Choice([None] * len(study.weights))
     smallest = np.inf
-    scale, low, high = 1.0, 0.0, np.inf  # the scale is too small at `low`, large enough at `high`
+    # errors solved for are a fraction of those of nearest values, with which weights were compared
+    scale, low, high = 1.0 if fit is None else GAIN, 0.0, np.inf
     tried: set[tuple[int, ...]] = set()
     for turn in range(TRIES):
         job.progress(turn, TRIES, "tolerance")
         levels = table.cheapest(tolerance, scale, start)
-        if tuple(levels) in tried:
-            break
-        tried.add(tuple(levels))
-        clusters = table.clusters(levels)
-        if all(count is None for count in clusters):
-            break
-        solution = None if fit is None else study.solve(clusters, fit)
-        added = reference.error(study.dense(clusters, solution)) - base
-        size = float(table.bytes[np.arange(len(levels)), levels].sum())
-        if added <= tolerance and size < smallest:
-            best, smallest = Choice(clusters, solution, added), size
-        expected = table.total(levels)
+        clusters, expected = table.clusters(levels), table.total(levels)
+        added = 0.0
+        if any(count is not None for count in clusters):
+            if tuple(levels) in tried:
+                break
+            tried.add(tuple(levels))
+            solution = None if fit is None else study.solve(clusters, fit)
+            added = reference.error(study.dense(clusters, solution)) - base
+            size = float(table.bytes[np.arange(len(levels)), levels].sum())
+            if added <= tolerance and size < smallest:
+                best, smallest = Choice(clusters, solution, added), size
         if added <= tolerance:
             high = scale
             if added >= ROOM * tolerance or (levels == start).all():
@@ -141,15 +142,12 @@ def _next_scale(
     scale: float, low: float, high: float, added: float, expected: float, tolerance: float
 ) -> float:
     """What the expected errors are to be multiplied by: by what was measured, kept between what was too little and enough."""
-    if not np.isfinite(added):
-        found = scale * 8
-    elif expected > 0:
-        found = max(added, 0.02 * tolerance) / expected / (0.5 * (1 + ROOM))
-    else:
-        found = scale
-    if low < found < high:
+    found = max(added, 0.02 * tolerance) / expected / (0.5 * (1 + ROOM)) if expected > 0 else np.inf
+    if low < found < high and np.isfinite(found):
         return float(found)
-    return float(np.sqrt(low * high)) if np.isfinite(high) and low > 0 else scale * (4 if low else 0.25)
+    if low > 0 and np.isfinite(high):
+        return float(np.sqrt(low * high))
+    return scale * 4 if low > 0 else scale / 4
 
 
 def keep_size(
