@@ -187,3 +187,19 @@ def test_a_folder_and_a_missing_file_are_told_apart(tmp_path: Path) -> None:
         Model.load(tmp_path)
     with pytest.raises(InputError, match="no such file"):
         Model.load(tmp_path / "gone.onnx")
+
+
+def test_a_tensor_that_says_it_is_not_external_is_read(tmp_path: Path) -> None:
+    """AMD Quark writes data_location even where it is the default; it comes after the weight in the file."""
+    value = np.arange(1000, dtype=np.float32)
+    tensor = onnx.numpy_helper.from_array(value, "w")
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    assert tensor.HasField("data_location")
+    node = onnx.helper.make_node("Identity", ["w"], ["y"])
+    info = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1000])
+    proto = onnx.helper.make_model(onnx.helper.make_graph([node], "g", [], [info], [tensor]))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(proto.SerializeToString())
+    model = Model.load(path)
+    np.testing.assert_array_equal(model.array(model.proto.graph.initializer[0]), value)
+    assert onnx.numpy_helper.to_array(model.to_proto().graph.initializer[0]).tolist() == value.tolist()

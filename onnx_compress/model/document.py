@@ -312,12 +312,12 @@ def _adopt(
     waiting = iter(range(len(pieces)))
     expected = next(waiting, None)
     for tensor in tensors(proto):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        # stubs come in file order
+        # stubs come in file order; a file that says "not external" in so many words says so after the stub, too
         if expected is not None and wire.stands_for(tensor, expected):
             blob = pieces[expected]
             expected = next(waiting, None)
+        elif tensor.data_location != TensorProto.EXTERNAL:
+            continue
         else:
             if folder is None:
                 raise InputError(f"tensor {tensor.name!r} has external data, but the model has no folder")
