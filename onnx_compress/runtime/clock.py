@@ -261,7 +261,7 @@ class _Runner:
 
     def __init__(self, session: Session, feeds: Feeds) -> None:
         self._session = session
-        self._feeds = {name: feeds[name] for name in session.inputs if name in feeds}
+        self._feeds = session.encoded({name: feeds[name] for name in session.inputs if name in feeds})
         session.run(self._feeds)  # once with our own errors
         self._loop = max(1, math.ceil(SAMPLE / max(min(self._seconds(3)), 1e-7)))
         self._seconds(self._loop)

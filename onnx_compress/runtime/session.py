@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_compress.errors import InputError, LimitError
+from onnx_compress.model.edges import edges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -70,21 +71,35 @@ class Session:
         self._session = _open(_with_outputs(model, outputs, trimmed=trimmed), options)
         self.outputs = [output.name for output in self._session.get_outputs()]
         self.inputs = [value.name for value in self._session.get_inputs()]
+        self._edges = edges(model)
+
+    def encoded(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """The feeds as the model takes them: float values as codes where an input carries codes."""
+        if not self._edges:
+            return dict(feeds)
+        return {
+            name: self._edges[name].encode(np.asarray(value)) if name in self._edges else value
+            for name, value in feeds.items()
+        }
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Any]:
-        """The outputs (all, or those named) for one batch.
+        """The outputs (all, or those named) for one batch; of a model whose edges carry codes, in float all the same.
 
         Raises LimitError, with onnxruntime's reason, where the run fails.
         """
         names = list(self.outputs if outputs is None else outputs)
+        given = self.encoded({name: feeds[name] for name in self.inputs if name in feeds})
         try:
-            values = self._session.run(names, {name: feeds[name] for name in self.inputs if name in feeds})
+            values = self._session.run(names, given)
         except Exception as error:
             raise LimitError(f"onnxruntime stopped while running the model: {_one_line(error)}") from error
-        return dict(zip(names, values, strict=True))
+        return {
+            name: self._edges[name].decode(value) if name in self._edges else value
+            for name, value in zip(names, values, strict=True)
+        }
 
     def run_raw(self, feeds: Mapping[str, Array]) -> None:
-        """One run, nothing returned: for the clock."""
+        """One run of feeds that are `encoded`, nothing returned: for the clock."""
         self._session.run(None, feeds)
 
     def end_profile(self) -> str:

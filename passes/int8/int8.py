@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.int8.edges import integer_edges
 from onnx_compress.passes.int8.forms import at_run_time, weights_alone
 from onnx_compress.passes.int8.lower import lower
 from onnx_compress.passes.int8.opset import OPSET, OPSET_16, raised
@@ -57,6 +58,9 @@ class Int8:
         "auto", "7-bit weights, where sums of 8-bit products may saturate"
     )
     exclude: str | None = option(None, "regular expression on the names of nodes that stay in float")
+    io: Literal["float", "int8"] = option(
+        "float", "type of the inputs and outputs; int8: codes, whose scales are in the metadata"
+    )
     keep_if: Literal["not-slower", "faster", "always"] = option(
         "not-slower", "what the clock must say of the result"
     )
@@ -73,6 +77,10 @@ class Int8:
             codes_for(self.target, self.activations)
         elif self.target != "ort-cpu":
             raise ValueError(f"activations={self.activations} is for target=ort-cpu, not {self.target}")
+        elif self.io != "float":
+            raise ValueError(
+                f"io={self.io} needs calibrated ranges, which activations={self.activations} has not"
+            )
 
     def apply(self, job: Job) -> Result:
         """The model in int8 where tolerance and clock allow; what stayed in float is in the skips, with the reason."""
@@ -91,6 +99,8 @@ class Int8:
             bound += judge(job.model)
         search = Search(self, job, fit, held, judge, bound)
         found = search.stored(self.found(search))
+        if self.io == "int8":
+            found = at_the_edges(found)
         if self.bits < 8:
             warnings.append("int8: weights have 7 bits, since 8-bit products may saturate on this processor")
         return Result(found.model, found.changes, found.skips, search.decisions, warnings)
@@ -135,7 +145,8 @@ class Int8:
     @property
     def rules(self) -> Rules:
         """Of the target."""
-        return TARGETS[self.target]
+        rules = TARGETS[self.target]
+        return rules if self.io == "float" else replace(rules, floats=frozenset(), edges=True)
 
     @property
     def codes(self) -> Codes:
@@ -180,6 +191,12 @@ class Int8:
 def is_quantized(model: Model) -> bool:
     """Whether somebody quantized the activations of this model."""
     return any(node.op in CODED or node.op.startswith("QLinear") for node in Surgery(model).nodes())
+
+
+def at_the_edges(found: Found) -> Found:
+    """What was found, with codes for inputs and outputs where integers stand behind them."""
+    model, changes, skips = integer_edges(found.model)
+    return replace(found, model=model, changes=(*found.changes, *changes), skips=(*found.skips, *skips))
 
 
 def made_up(job: Job) -> Data:

@@ -112,7 +112,8 @@ def _settle(graph: gs.Graph, integer: set[int], layers: set[int], placement: Pla
             known = made | inputs if node.op in SHARED - {"Concat"} else made
             feeds = [node.inputs[at] for at in data_inputs(node)]
             if not all(isinstance(t, gs.Constant) or id(t) in known for t in feeds) or not any(
-                _goes_on(node, t, integer, placement.folded) for t in node.outputs
+                _goes_on(node, t, integer, placement.folded) or (placement.rules.edges and id(t) in outputs)
+                for t in node.outputs
             ):
                 gone.add(id(node))
         if not gone:

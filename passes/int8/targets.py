@@ -27,7 +27,7 @@ class Rules:
     weight; per_channel: those of them whose weight may have one scale a channel; followers: operators without weights that
     run in integers (None: all that this pass knows); int32_bias: biases are integers too, else they stay float32;
     floats: layers that may give float32 where nobody goes on in integers; residual: an Add reads what is quantized anyway in
-    codes beside the layer it is fused with; folds: clipping activations vanish into a range; recoded: rewrites that only onnxruntime's kernels reward; static: the
+    codes beside the layer it is fused with; edges: what the graph returns is wanted in integers; folds: clipping activations vanish into a range; recoded: rewrites that only onnxruntime's kernels reward; static: the
     runtime compiles for fixed shapes; timed: its kernels are those of this processor, so the clock may decide.
     """
 
@@ -39,6 +39,7 @@ class Rules:
     int32_bias: bool = True
     residual: bool = False
     folds: bool = True
+    edges: bool = False
     recoded: bool = False
     static: bool = False
     timed: bool = False
@@ -64,6 +65,7 @@ TARGETS = {
         layers=WITH_TRANSPOSED,
         per_channel=frozenset({"Conv", "ConvTranspose"}),
         floats=frozenset(),
+        edges=True,
         static=True,
     ),
     # quantization of what enters a layer; where else integers go on, its compiler works out by itself
