@@ -21,6 +21,7 @@ from onnx_compress.model.packing import Packing, packed_tensors
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.report.words import comparison
 from onnx_compress.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -182,3 +183,19 @@ def test_an_archive_finds_no_packing_where_there_is_none() -> None:
     assert packed_tensors(proto) == {}
     proto = holding(codebook(32, (48, 33))).to_proto()
     assert list(packed_tensors(proto).values()) == [(Packing.of(32), 33)]
+
+
+def test_the_report_tells_disk_from_memory() -> None:
+    """The file shrinks, the weights that onnxruntime holds do not; and only a model that unfolds has the line."""
+    stored = holding(codebook(16, (48, 1000)))
+    surgery = Surgery(stored)
+    unfold(surgery)
+    dense = surgery.commit()
+    costs = [cost(model, infer(model)) for model in (dense, stored)]
+    assert costs[0].memory == costs[1].memory == 4 * 48 * 1000
+    assert costs[1].bytes < costs[0].bytes / 6
+    sides = [{"bytes": each.bytes, "memory": each.memory} for each in costs]
+    rows = {row[0]: row[1:] for row in comparison({"before": sides[0], "after": sides[1]})}
+    assert rows["weights in memory"][0] == rows["weights in memory"][1]
+    assert rows["size"][0] != rows["size"][1]
+    assert "weights in memory" not in {row[0] for row in comparison({"before": sides[0], "after": sides[0]})}

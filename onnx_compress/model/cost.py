@@ -37,7 +37,8 @@ class LayerCost:
 @dataclass(frozen=True)
 class Cost:
     """bytes: of the file; params: elements of all weights, tied ones once; macs: multiply-adds of one run, of the
-    costlier branch of an If and one turn of a Loop; nodes: of all graphs; layers: in graph order.
+    costlier branch of an If and one turn of a Loop; nodes: of all graphs; layers: in graph order; memory: bytes of the
+    weights once the model is loaded, where clustered ones are unfolded.
     """
 
     bytes: int
@@ -45,6 +46,7 @@ class Cost:
     macs: int
     nodes: int
     layers: list[LayerCost]
+    memory: int = 0
 
 
 def cost(model: Model, shapes: Mapping[str, Shape]) -> Cost:
@@ -62,7 +64,8 @@ def cost(model: Model, shapes: Mapping[str, Shape]) -> Cost:
     count = _Count(shapes)
     macs = count.graph(proto.graph, {})
     params = sum(weight.params for weight in count.used.values())
-    return Cost(model.nbytes, params, macs, count.nodes, count.layers)
+    memory = sum(weight.bytes if weight.loaded is None else weight.loaded for weight in count.used.values())
+    return Cost(model.nbytes, params, macs, count.nodes, count.layers, memory)
 
 
 def _fixed(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
@@ -78,12 +81,15 @@ def _fixed(graph: onnx.GraphProto, shapes: Mapping[str, Shape]) -> dict[str, tup
 
 @dataclass(frozen=True)
 class _Weight:
-    """A constant as stored: `key` tells tied weights; `params` is 0 where its type is no weight's."""
+    """A constant as stored: `key` tells tied weights; `params` is 0 where its type is no weight's; `loaded`: bytes it is
+    unfolded to.
+    """
 
     key: int
     data_type: int
     params: int
     bytes: int
+    loaded: int | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class _Count:
             return 0
         found = list(_weights(node, scope))
         if node.op_type == "Gather" and _is_clustered(node, scope):
-            found = self._indexed(node, found)
+            found = self._indexed(node, found, scope[node.input[0]])
         weights = {weight.key: weight for weight in found if weight.params}
         if not inner and node.input and all(name in scope for name in node.input if name):
             derived = _Constant(tuple(weights.values()))
@@ -140,14 +146,18 @@ class _Count:
             self.layers.append(LayerCost(node.name, node.op_type, macs, params, stored))
         return macs + (max(inner, default=0) if node.op_type == "If" else sum(inner))
 
-    def _indexed(self, node: onnx.NodeProto, weights: list[_Weight]) -> list[_Weight]:
-        """The indices of a clustered weight: as many as it has values, however they are packed."""
+    def _indexed(self, node: onnx.NodeProto, weights: list[_Weight], values: _Constant) -> list[_Weight]:
+        """The indices of a clustered weight: as many as it has values, however they are packed; values: its codebook."""
         largest = max(weights, key=lambda weight: weight.bytes, default=None)
         shape = self.shapes.get(node.output[0])
         if largest is None or shape is None or not all(isinstance(axis, int) for axis in shape):
             return weights
         count = math.prod(axis for axis in shape if isinstance(axis, int))
-        return [replace(weight, params=count if weight is largest else 0) for weight in weights]
+        loaded = count * _width(values.weights[0].data_type) // 8
+        return [
+            replace(weight, params=count, loaded=loaded) if weight is largest else replace(weight, params=0)
+            for weight in weights
+        ]
 
 
 def _constant(key: int, tensor: TensorProto, dims: tuple[int, ...] | None = None) -> _Constant:

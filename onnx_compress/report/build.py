@@ -120,7 +120,13 @@ def _fields(record: Any, *names: str) -> dict[str, Any]:
 
 
 def _totals(cost: Cost) -> dict[str, int]:
-    return {"bytes": cost.bytes, "params": cost.params, "macs": cost.macs, "nodes": cost.nodes}
+    return {
+        "bytes": cost.bytes,
+        "memory": cost.memory,
+        "params": cost.params,
+        "macs": cost.macs,
+        "nodes": cost.nodes,
+    }
 
 
 def _both(outcome: Outcome) -> dict[str, Any]:

@@ -127,6 +127,11 @@ def comparison(report: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             ("nodes", "nodes", amount),
         )
     ]
+    if (after.get("memory") or 0) > (
+        after.get("bytes") or 0
+    ):  # > the file is small, what it unfolds to is not
+        was, now = before.get("memory"), after.get("memory")
+        rows.insert(1, ("weights in memory", size(was), size(now), ratio(was, now)))
     metric = report.get("metric")
     if metric:
         name = metric["name"]
