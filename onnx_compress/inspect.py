@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.contract import Job, silent
@@ -20,8 +21,7 @@ from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data, random_data
 from onnx_compress.runtime.machine import physical_cores
 from onnx_compress.runtime.profile import by_layer, profile
-from onnx_compress.runtime.selftest import TOLERANCE
-from onnx_compress.runtime.selftest import self_test as test_removal
+from onnx_compress.runtime.selftest import prove
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
@@ -110,8 +110,8 @@ def inspect(
         "warnings": list(flight.warnings),
     }
     if self_test and flight.runs:
-        worst = test_removal(ready.model, shapes, flight.feeds, 0)
-        found["self_test"] = {"difference": worst, "allowed": TOLERANCE, "sound": worst <= TOLERANCE}
+        proof = prove(ready.model, shapes, flight.feeds, 0)
+        found["self_test"] = {**asdict(proof), "sound": proof.sound}
     if asked is not None and flight.runs:
         found["sensitivity"] = _sensitivity(asked, ready.model, opened, input_shapes, progress)
     return found

@@ -269,8 +269,9 @@ CASES |= {
     "Loop": ("""g (float[2,4] x, float[4,6] w1, float[6,5] w3, float[5,6] w4, float[6,3] w2, float[5,2] w5)
         => (float[2,3] y, float[3,2,2] z) {
         h = MatMul(x, w1)
-        n = Constant<value = int64[1] {3}>()
-        c = Constant<value = bool[1] {1}>()
+        n = Constant<value_int = 3>()
+        e = Constant<value_int = 1>()
+        c = Cast<to=9>(e)
         g, s = Loop (n, c, h) <
             body = b (int64 i, bool c0, float[2,6] h0) => (bool c1, float[2,6] h1, float[2,5] r) {
                 c1 = Identity(c0)

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
 
 
 class Mask:
-    """Which indices of a tensor's axis stay, and the edits that say so in the graph."""
+    """Which indices of a tensor's axis stay, and the edits that say so in the graph, whose floats are of type `dtype`."""
 
-    def __init__(self, surgery: Surgery, channels: Channels, dead: frozenset[int]) -> None:
+    def __init__(
+        self, surgery: Surgery, channels: Channels, dead: frozenset[int], dtype: Any = np.float32
+    ) -> None:
         self.surgery = surgery
         self.channels = channels
         self.dead = dead
+        self.dtype = dtype
 
     def kept(self, tensor: gs.Tensor, axis: int) -> Array:
         """1 for each index that stays, 0 for each that goes; a single 1 for a symbolic axis."""
@@ -52,7 +55,7 @@ class Mask:
         shape = [1] * len(self.channels.axes(tensor))
         shape[axis] = -1
         factor = self.surgery.constant(
-            f"{tensor.name}_mask", (keep.reshape(shape) * scale).astype(np.float32)
+            f"{tensor.name}_mask", (keep.reshape(shape) * scale).astype(self.dtype)
         )
         product = self.surgery.node("Mul", f"{node.name}_mask", [tensor, factor])
         self.channels.set(product.outputs[0], self.channels.axes(tensor))
@@ -80,9 +83,10 @@ class Steps:
         self.node = node
         self.nodes: list[gs.Node] = []
 
-    def constant(self, value: Any, dtype: Any = np.float32) -> gs.Tensor:
+    def constant(self, value: Any, dtype: Any = None) -> gs.Tensor:
         """A new constant."""
-        return self.mask.surgery.constant(f"{self.node.name}_value", np.asarray(value, dtype))
+        kind = self.mask.dtype if dtype is None else dtype
+        return self.mask.surgery.constant(f"{self.node.name}_value", np.asarray(value, kind))
 
     def op(self, kind: str, *inputs: gs.Tensor, **attributes: Any) -> gs.Tensor:
         """A new node's output."""

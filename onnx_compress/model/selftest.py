@@ -6,7 +6,9 @@ has no weight, are multiplied by zero there; a mean and a normalisation over cha
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.masked_norms import NORMALISATIONS
@@ -23,12 +25,17 @@ if TYPE_CHECKING:
     from onnx_compress.model.shapes import Shape
 
 
-def masked(model: Model, shapes: Mapping[str, Shape], units: Iterable[Unit]) -> Model:
-    """`model`, all its tensors of their old shapes, with the channels of `units` zeroed wherever they are consumed."""
+def masked(
+    model: Model, shapes: Mapping[str, Shape], units: Iterable[Unit], dtype: Any = np.float32
+) -> Model:
+    """`model`, all its tensors of their old shapes, with the channels of `units` zeroed wherever they are consumed.
+
+    dtype: of its floats.
+    """
     surgery = Surgery(model)
     channels = Channels(surgery, dict(shapes))
     dead = frozenset().union(*(unit.labels for unit in units))
-    mask = Mask(surgery, channels, dead)
+    mask = Mask(surgery, channels, dead, dtype)
     edits = {**CONTRACTIONS, **NORMALISATIONS}
     for node in list(surgery.nodes()):
         edit = edits.get(op_name(node))

@@ -60,7 +60,7 @@ def _tested(result: dict[str, Any]) -> str:
     verdict = "sound" if result["sound"] else "NOT SOUND: do not prune this model, and report it"
     return (
         f"channels removed against channels masked: largest difference {number(result['difference'])} "
-        f"of an output, rounding is up to {result['allowed']:g}: {verdict}"
+        f"of an output in {result['precision']}, rounding is up to {result['allowed']:g}: {verdict}"
     )
 
 
