@@ -10,7 +10,6 @@ import contextlib
 import os
 import pickle
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.errors import CompressError, LimitError
+from onnx_compress.model.staging import staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,7 +96,7 @@ def call(
     limit = memory or default_memory()
     with _scratch_folder() as scratch:
         request = scratch / "request"
-        request.write_bytes(pickle.dumps((target, arguments, limit)))
+        request.write_bytes(pickle.dumps((target, arguments, limit, os.getpid())))
         child = _Child(scratch, verbose, progress, limit, seconds, start=time.monotonic())
         try:
             child.spawn(request)
@@ -107,14 +107,12 @@ def call(
 
 @contextlib.contextmanager
 def _scratch_folder() -> Iterator[Path]:
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="onnx-compress-"))
-    except OSError as error:
-        raise LimitError(f"no folder for temporary files: {error.strerror}; set TMPDIR to one") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(staging_folder(Path(tempfile.gettempdir()), "onnx-compress"))
+        except OSError as error:
+            raise LimitError(f"no folder for temporary files: {error.strerror}; set TMPDIR to one") from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass

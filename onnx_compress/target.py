@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import os
-import shutil
 import stat
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from onnx_compress.errors import LimitError, UsageError
+from onnx_compress.model.staging import staging_file, staging_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,11 +26,11 @@ class Target:
     def __init__(self, out: str, inputs: Iterable[str | None] = ()) -> None:
         self.place = check_place(out, inputs)
         name = self.place.name
+        self._stack = contextlib.ExitStack()
         try:
-            folder = tempfile.mkdtemp(prefix=f".{name[:80]}.", suffix=".tmp", dir=self.place.parent)
+            self.folder = self._stack.enter_context(staging_folder(self.place.parent, name))
         except OSError as error:
             raise UsageError(f"{out}: cannot write in its folder: {error.strerror}") from error
-        self.folder = Path(folder)
         self.staged = self.folder / name
         for taken in self.place.parent.glob(f"{_literal(name)}.*.data"):
             # > a placeholder: so that the new model's data gets a name that no old model refers to
@@ -43,7 +42,7 @@ class Target:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._stack.close()
 
     def publish(self, beside: Sequence[str] = ()) -> None:
         """Renames what was staged to its place, external data first, the model last.
@@ -120,19 +119,13 @@ def check_place(out: str, inputs: Iterable[str | None] = ()) -> Path:
 def write_text(path: str, text: str) -> None:
     """Writes a report: beside its place first, then renamed. Raises LimitError where that fails."""
     place = Path(os.path.realpath(path))
-    temporary = ""
     try:
-        descriptor, temporary = tempfile.mkstemp(
-            prefix=f".{place.name[:80]}.", suffix=".tmp", dir=place.parent
-        )
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        mode = stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o666 & ~_umask()
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(place)
+        with staging_file(place.parent, place.name) as (descriptor, temporary):
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            temporary.chmod(stat.S_IMODE(place.stat().st_mode) if place.exists() else 0o666 & ~_umask())
+            temporary.replace(place)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise LimitError(f"{path}: the report cannot be written: {error.strerror}") from error
 
 

@@ -37,7 +37,9 @@ def serve(descriptor: int, request: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable()
     sys.path.append(str(Path.cwd()))  # --metric package.module:function is often beside the data
-    target, arguments, memory = pickle.loads(Path(request).read_bytes())  # noqa: S301 - from our own parent
+    target, arguments, memory, parent = pickle.loads(Path(request).read_bytes())  # noqa: S301 - from our own parent
+    if os.getppid() != parent:  # it was killed before this process could say that it wants to end with it
+        os._exit(1)
     if memory is not None:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_DATA, (memory, resource.getrlimit(resource.RLIMIT_DATA)[1]))

@@ -25,15 +25,17 @@ from onnx_compress.errors import InputError
 from onnx_compress.model import wire
 from onnx_compress.model.external import map_external, open_regular, real_folder
 from onnx_compress.model.inline_functions import refuse_endless
+from onnx_compress.model.staging import staging_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
     Bytes = NDArray[np.uint8]
 
+CHUNK = 1 << 24  # bytes written at a time
 LIMIT = 2**31 - 2**20  # bytes: protobuf's limit for one message, less room for the skeleton's own growth
 _ids = itertools.count()
 
@@ -155,6 +157,19 @@ class Model:
                 tensor.raw_data = blob.tobytes()
         return proto
 
+    def _marked(self) -> tuple[bytes, dict[bytes, Bytes]]:
+        """The skeleton, serialized, with a mark in the place of each weight, and the weights by mark."""
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.proto)
+        weights: dict[bytes, Bytes] = {}
+        for tensor in tensors(proto):
+            blob = self.blob(tensor)
+            if blob is not None:
+                _clear_reference(tensor)
+                tensor.raw_data = wire.mark(len(weights))
+                weights[tensor.raw_data] = blob
+        return proto.SerializeToString(), weights
+
     def referring(self, data_name: str) -> tuple[onnx.ModelProto, list[Bytes]]:
         """The skeleton with every reference naming a place in the file `data_name`, and the pieces of that file.
 
@@ -190,7 +205,8 @@ class Model:
             _save_external(self, path)
             return
         with replacing(path) as file:
-            file.write(self.to_proto().SerializeToString())
+            for piece in wire.join(*self._marked()):
+                _write(file, piece)
 
 
 ALIGNMENT = 64  # bytes: of each tensor in an external data file
@@ -372,9 +388,7 @@ def _clear_reference(tensor: TensorProto) -> None:
 def replacing(path: Path) -> Iterator[Any]:
     """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
     target = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
-    descriptor, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", suffix=".tmp", dir=target.parent)
-    temporary = Path(name)
-    try:
+    with staging_file(target.parent, target.name) as (descriptor, temporary):
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
@@ -382,9 +396,6 @@ def replacing(path: Path) -> Iterator[Any]:
         mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
         temporary.chmod(mode)
         temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
     _sync_folder(target.parent)
 
 
@@ -410,8 +421,7 @@ def _save_external(model: Model, path: Path) -> None:
     proto, pieces = model.referring(data.name)
     try:
         with replacing(data) as file:
-            for piece in pieces:
-                _write_piece(file, piece)
+            write_aligned(file, pieces)
         with replacing(path) as file:
             file.write(proto.SerializeToString())
     except BaseException:
@@ -419,12 +429,21 @@ def _save_external(model: Model, path: Path) -> None:
         raise
 
 
-def _write_piece(file: Any, piece: Bytes) -> None:
+def write_aligned(file: Any, pieces: Iterable[Bytes]) -> None:
+    """The pieces of a data file, each followed by zeros up to a multiple of ALIGNMENT."""
+    for piece in pieces:
+        _write(file, piece)
+        file.write(bytes(-piece.nbytes % ALIGNMENT))
+
+
+def _write(file: Any, piece: Bytes | bytes) -> None:
     """In chunks, each forgotten once written: mapped pages count as resident."""
-    for start in range(0, piece.nbytes, 1 << 24):
-        file.write(piece[start : start + (1 << 24)].data)
+    if isinstance(piece, bytes):
+        file.write(piece)
+        return
+    for start in range(0, piece.nbytes, CHUNK):
+        file.write(piece[start : start + CHUNK].data)
         _forget(piece)
-    file.write(bytes(-piece.nbytes % ALIGNMENT))
 
 
 def _forget(piece: Bytes) -> None:

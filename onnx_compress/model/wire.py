@@ -1,4 +1,4 @@
-"""Splits a serialized ONNX message into a small skeleton and the places of its weights, without parsing the weights.
+"""Splits a serialized ONNX message into a small skeleton and the places of its weights, and joins them again, without parsing the weights.
 
 The protobuf wire format is a sequence of (tag, payload) fields. Every `TensorProto.raw_data` of THRESHOLD bytes or more
 is left out of the skeleton and replaced by a reference in `external_data`; everything else is copied as it stands.
@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING
 import onnx
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    import numpy as np
     from google.protobuf.descriptor import Descriptor
+    from numpy.typing import NDArray
+
+    Weight = NDArray[np.uint8]
 
 THRESHOLD = 1024  # bytes: smaller tensors stay inline (shapes, scales, indices)
 DEEPEST = 100  # messages inside messages: protobuf's own limit
@@ -77,6 +81,54 @@ def _copy(
             yield _encode(tag) + _encode(len(message)) + message
         else:
             yield bytes(buffer[field_start:at])
+
+
+def mark(index: int) -> bytes:
+    """What stands in the raw data of a tensor for its weight, for `join`: no bytes of a model are the same."""
+    return f"{_SECRET}:{index}".encode()
+
+
+def join(skeleton: bytes, weights: Mapping[bytes, Weight]) -> list[bytes | Weight]:
+    """The serialized ModelProto `skeleton` with the weights in the place of their marks, in pieces.
+
+    The bytes are those that protobuf gives for the whole model, which need not be in memory for it.
+    """
+    if not weights:
+        return [skeleton]
+    return _expanded(memoryview(skeleton), 0, len(skeleton), onnx.ModelProto.DESCRIPTOR, weights)[1]
+
+
+def _expanded(
+    buffer: memoryview, start: int, end: int, kind: Descriptor, weights: Mapping[bytes, Weight]
+) -> tuple[int, list[bytes | Weight]]:
+    """One message with its weights: its length, and its pieces."""
+    children = {field.number: field.message_type for field in kind.fields if field.message_type is not None}
+    parts: list[bytes | Weight] = []
+    total, at, kept = 0, start, start
+    while at < end:
+        field_start = at
+        tag, at = _varint(buffer, at, end)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type != 2:
+            at = _skip(buffer, at, end, wire_type)
+            continue
+        length, body = _varint(buffer, at, end)
+        at = body + length
+        inside: list[bytes | Weight] = []
+        if kind is _TENSOR and number == _RAW_DATA:
+            weight = weights.get(bytes(buffer[body:at])) if length < THRESHOLD else None
+            inside = [] if weight is None else [weight]
+            length = length if weight is None else weight.nbytes
+        elif number in children:
+            length, inside = _expanded(buffer, body, at, children[number], weights)
+            inside = inside if any(not isinstance(part, bytes) for part in inside) else []
+        if not inside:
+            continue
+        parts += [bytes(buffer[kept:field_start]), _encode(tag) + _encode(length), *inside]
+        total += field_start - kept + len(parts[-len(inside) - 1]) + length
+        kept = at
+    parts.append(bytes(buffer[kept:end]))
+    return total + end - kept, parts
 
 
 def _reference(index: int) -> bytes:

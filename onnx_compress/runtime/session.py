@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from onnx_compress.errors import InputError, LimitError
+from onnx_compress.model.document import write_aligned
 from onnx_compress.model.edges import edges
 
 if TYPE_CHECKING:
@@ -157,9 +158,7 @@ def _open(model: Model, options: Any) -> Any:
     with tempfile.TemporaryDirectory(prefix="onnx-compress-") as folder:
         proto, pieces = model.referring("weights")
         with (Path(folder) / "weights").open("wb") as file:
-            for piece in pieces:
-                file.write(piece.data)
-                file.write(bytes(-piece.nbytes % 64))
+            write_aligned(file, pieces)
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         return _create(proto.SerializeToString(), options)
 
