@@ -47,17 +47,21 @@ def cholesky(gram: Array, damping: float) -> tuple[Factor, float]:
         relative = max(10 * relative, 1e-12)
 
 
-def solve(gram: Array, cross: Array, prior: Array, damping: float = 1e-3) -> Array:
+def solve(
+    gram: Array, cross: Array, prior: Array, damping: float = 1e-3, factor: Factor | None = None
+) -> Array:
     """The weight W (N, K) that minimises E‖y − W x‖² + λ‖W − W0‖², W0 = `prior` (N, K).
 
     W = W0 + (Cᵀ − W0 G)(G + λI)⁻¹. gram (K, K), cross (K, N): of today's inputs x̂ with the original's outputs y, so the
-    errors of earlier layers are corrected too. He, Zhang & Sun 2017, arXiv:1707.06168.
+    errors of earlier layers are corrected too. factor: `cholesky(gram, damping)[0]`, where it is known. He, Zhang & Sun 2017,
+    arXiv:1707.06168.
 
     >>> solve(np.eye(2), np.array([[1.0], [3.0]]), np.zeros((1, 2)), 0.0)
     array([[1., 3.]])
     """
     prior = np.asarray(prior, np.float64)
-    factor, _ = cholesky(gram, damping)
+    if factor is None:
+        factor, _ = cholesky(gram, damping)
     wanted = cross.T - prior @ gram
     step: Array = cho_solve(factor, wanted.T).T
     return prior + step

@@ -8,11 +8,12 @@ layer's output. Either factor alone is a linear least-squares problem, so refitt
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.numerics.lowrank import root_and_inverse
+from onnx_compress.numerics.lowrank import falling_eigh, root_and_inverse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,23 +22,39 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-RIDGE = 1e-9  # of the mean diagonal: only what keeps a solve from dividing by zero
+RIDGE = (
+    1e-9,
+    1e-6,
+)  # of the mean diagonal, in float64 and float32: only what keeps a solve from dividing by zero
+WIDE = 1000  # inputs from which the large products are float32: half the time, and far more exact than a few steps are
 
 
 def spatial_factors(
-    weight: Array, gram: Array | None, rank: int, *, sweeps: int = 2, start: Array | None = None
+    weight: Array,
+    gram: Array | None,
+    rank: int,
+    *,
+    sweeps: int = 2,
+    start: Array | None = None,
+    problem: Alternation | None = None,
 ) -> tuple[Array, Array]:
     """The factors of a (N, C, kh, kw) filter at `rank`: first (rank, C, kh) and second (N, rank, kw).
 
     gram: (C·kh·kw, C·kh·kw) float64, of the unfolded input, or None for the Frobenius norm; sweeps: of refitting both in
-    turn; start: a first factor of at least this rank to start from, in falling order of importance.
+    turn; start: a first factor of at least this rank to start from, in falling order of importance; problem: that of this
+    weight and Gram matrix, where it is there already.
     Raises ValueError unless 1 <= rank <= min(C·kh, N·kw).
     """
     n, c, kh, kw = weight.shape
     if not 1 <= rank <= min(c * kh, n * kw):
         raise ValueError(f"rank {rank} is not within 1..{min(c * kh, n * kw)}")
-    first = spectrum(weight, gram)[1][:rank] if start is None else start[:rank].reshape(rank, -1)
-    problem = Alternation(weight, gram)
+    if gram is None and start is None:
+        first = spectrum(weight, None)[1][:rank]
+        return first.reshape(rank, c, kh), np.einsum(
+            "naj,ra->nrj", weight.reshape(n, -1, kw), first, optimize=True
+        )
+    problem = problem or Alternation(weight, gram)
+    first = problem.spectrum[1][:rank] if start is None else start[:rank].reshape(rank, -1)
     second = problem.second(first)
     for _ in range(sweeps if gram is not None else 0):
         first = problem.first(first, second)
@@ -56,15 +73,11 @@ def spectrum(weight: Array, gram: Array | None) -> tuple[Array, Array]:
 
     Whitened by the mean of `gram` over the columns of the kernel: exact where those do not correlate, else a good start.
     """
+    if gram is not None:
+        return Alternation(weight, gram).spectrum
     n, c, kh, kw = weight.shape
-    flat = weight.transpose(1, 2, 0, 3).reshape(c * kh, n * kw)
-    if gram is None:
-        u, s, _ = np.linalg.svd(flat, full_matrices=False)
-        return s * s, u.T
-    mean = np.einsum("ajbj->ab", gram.reshape(c * kh, kw, c * kh, kw)) / kw
-    root, inverse = root_and_inverse(mean)
-    u, s, _ = np.linalg.svd(root @ flat, full_matrices=False)
-    return s * s, (inverse @ u).T
+    u, s, _ = np.linalg.svd(weight.transpose(1, 2, 0, 3).reshape(c * kh, n * kw), full_matrices=False)
+    return s * s, u.T
 
 
 class Alternation:
@@ -75,46 +88,67 @@ class Alternation:
         self.n, self.a, self.kw = n, c * kh, kw
         k = self.a * kw
         gram = np.eye(k) if gram is None else gram
+        self.kind: Any = np.float32 if k > WIDE else np.float64
+        self.ridge = RIDGE[k > WIDE]
         # (a, j, k, b): the block of each pair of kernel columns is one matrix product away
-        self.blocks = np.ascontiguousarray(gram.reshape(self.a, kw, self.a, kw).transpose(0, 1, 3, 2))
-        self.mean = np.einsum("ajjb->ab", self.blocks) / kw
+        parted = gram.reshape(self.a, kw, self.a, kw)
+        self.blocks = np.ascontiguousarray(parted.transpose(0, 1, 3, 2), self.kind)
+        self.mean = np.einsum("ajbj->ab", parted) / kw
         self.flat = weight.reshape(n, k)
         self.target = (self.flat @ gram).reshape(n, self.a, kw)
+
+    @cached_property
+    def spectrum(self) -> tuple[Array, Array]:
+        """What the function of this name returns."""
+        flat = self.flat.reshape(self.n, self.a, self.kw).transpose(1, 0, 2).reshape(self.a, -1)
+        root, inverse = root_and_inverse(self.mean)
+        white = root @ flat
+        if self.a <= flat.shape[1]:
+            energies, u = falling_eigh(white @ white.T)
+            return energies, (inverse @ u).T
+        u, s, _ = np.linalg.svd(white, full_matrices=False)
+        return s * s, (inverse @ u).T
 
     def second(self, first: Array) -> Array:
         """The best second factor (N, r, kw) for a given first (r, a)."""
         right = np.einsum("naj,ra->nrj", self.target, first, optimize=True).reshape(self.n, -1)
-        return _solver(self.middle(first))(right.T).T.reshape(self.n, len(first), self.kw)
+        return _solver(self.middle(first), self.ridge)(right.T).T.reshape(self.n, len(first), self.kw)
 
     def middle(self, first: Array) -> Array:
         """The Gram matrix (r·kw, r·kw) of what `first` (r, a) makes of the input."""
         rank = len(first)
+        first = first.astype(self.kind)
         spread = (self.blocks.reshape(-1, self.a) @ first.T).reshape(self.a, self.kw, self.kw, rank)
         normal = (first @ spread.reshape(self.a, -1)).reshape(rank, self.kw, self.kw, rank)
-        return normal.transpose(0, 1, 3, 2).reshape(rank * self.kw, rank * self.kw)
+        normal = normal.transpose(0, 1, 3, 2).reshape(rank * self.kw, rank * self.kw).astype(np.float64)
+        return (normal + normal.T) / 2
 
     def first(self, first: Array, second: Array, steps: int = 4) -> Array:
         """A better first factor (r, a) for a given second: conjugate gradients from the present one."""
         rank = len(first)
         columns = second.reshape(self.n, -1)
         pairs = (columns.T @ columns).reshape(rank, self.kw, rank, self.kw)
-        gathered = np.ascontiguousarray(pairs.transpose(2, 0, 1, 3)).reshape(rank, -1)
+        gathered = np.ascontiguousarray(pairs.transpose(2, 0, 1, 3), self.kind).reshape(rank, -1)
         wide = self.blocks.reshape(self.a, -1)
 
         def apply(x: Array) -> Array:
-            spread = (x @ wide).reshape(rank * self.kw * self.kw, self.a)
+            spread = (x.astype(self.kind) @ wide).reshape(rank * self.kw * self.kw, self.a)
             product: Array = gathered @ spread
-            return product
+            return product.astype(np.float64)
 
         right = np.einsum("nrj,naj->ra", second, self.target, optimize=True)
-        inner, outer = np.einsum("rjsj->rs", pairs), self.mean
+        inner = np.einsum("rjsj->rs", pairs)
 
-        left, above = _solver(inner), _solver(outer)
+        left, above = _solver(inner, self.ridge), self._above
 
         def precondition(x: Array) -> Array:
             return above(left(x).T).T
 
         return _conjugate_gradients(apply, precondition, right, first, steps)
+
+    @cached_property
+    def _above(self) -> Callable[[Array], Array]:
+        return _solver(self.mean, self.ridge)
 
 
 def _conjugate_gradients(
@@ -146,11 +180,11 @@ def _conjugate_gradients(
     return x
 
 
-def _solver(matrix: Array) -> Callable[[Array], Array]:
+def _solver(matrix: Array, share: float) -> Callable[[Array], Array]:
     """The function x -> matrix⁻¹ · x of a positive semi-definite matrix."""
     from scipy.linalg import cho_factor, cho_solve
 
-    ridge = RIDGE * max(float(np.trace(matrix)) / len(matrix), np.finfo(float).tiny)
+    ridge = share * max(float(np.trace(matrix)) / len(matrix), np.finfo(float).tiny)
     damped = matrix + ridge * np.eye(len(matrix))
     try:
         factor = cho_factor(damped, check_finite=False)

@@ -34,11 +34,12 @@ def tucker_factors(
     *,
     sweeps: int = 2,
     start: Array | None = None,
+    problem: Alternation | None = None,
 ) -> tuple[Array, Array, Array]:
     """First (inner, C), core (outer, inner, T) and last (N, outer) of a (N, C, T) filter.
 
     gram: (C·T, C·T) float64, of the unfolded input, or None for the Frobenius norm; sweeps: of refitting all three in turn;
-    start: a first factor to start from.
+    start: a first factor to start from; problem: that of this weight as (N, C, 1, T) and Gram matrix, where it is there.
     Raises ValueError unless 1 <= inner <= min(C, N·T) and 1 <= outer <= min(N, C·T).
 
     >>> rng = np.random.default_rng(0)
@@ -51,8 +52,8 @@ def tucker_factors(
         raise ValueError(f"ranks {inner} and {outer} are not within those of a {weight.shape} filter")
     if gram is None:
         return _hooi(weight, inner, outer)
-    problem = Alternation(weight[:, :, None, :], gram)
-    first = spectrum(weight[:, :, None, :], gram)[1][:inner] if start is None else start[:inner]
+    problem = problem or Alternation(weight[:, :, None, :], gram)
+    first = problem.spectrum[1][:inner] if start is None else start[:inner]
     core, last = _cut(problem, first, outer)
     for _ in range(sweeps):
         first = problem.first(first, np.einsum("no,oit->nit", last, core, optimize=True), STEPS)
@@ -66,14 +67,16 @@ def tucker_product(first: Array, core: Array, last: Array) -> Array:
     return product
 
 
-def tucker_spectra(weight: Array, gram: Array | None) -> tuple[Array, Array]:
+def tucker_spectra(
+    weight: Array, gram: Array | None, problem: Alternation | None = None
+) -> tuple[Array, Array]:
     """Energies, falling, of the input side (min(C, N·T),) and of the output side (min(N, C·T),) of a (N, C, T) filter.
 
     What is left out of either is a bound of the error from below (exact for the output side, whitened by the mean of `gram`
     over the kernel for the input side), and their sum is close to the error of both together.
     """
     n, _, _ = weight.shape
-    inner, _ = spectrum(weight[:, :, None, :], gram)
+    inner, _ = spectrum(weight[:, :, None, :], gram) if problem is None else problem.spectrum
     return inner, decompose(weight.reshape(n, -1), gram).energies
 
 

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_compress.numerics.cp import cp_factors, largest_components
 from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale
-from onnx_compress.numerics.spatial import spatial_factors
+from onnx_compress.numerics.spatial import Alternation, spatial_factors, spectrum
 from onnx_compress.numerics.tucker import tucker_factors
 from onnx_compress.passes.svd.factors import Factors
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.numerics.lowrank import LowRank
-    from onnx_compress.passes.svd.forms import Form
+    from onnx_compress.passes.svd.forms import Form, Method
     from onnx_compress.passes.svd.layers import Layer
     from onnx_compress.runtime.requests import GramStat
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 DAMPING = 1e-4  # of the mean diagonal of a Gram matrix: directions that the data hardly shows stay with the plain norm
 SHRINKAGE = 0.02  # of the same, times inputs over columns: few samples say little about many inputs
 CP_EFFORT = 4  # sweeps of cp for one of the others: its parts see less of each other
+SWEEP_WORK = 1e10  # rank times inputs², over all sweeps of one fit: large layers are given fewer
 RIDGE = 1e-2  # of the same: how strongly the target weight is held to the present one
 
 
@@ -66,6 +67,9 @@ class Problem:
     mean_y: Array | None = None
     count: int = 0
     _metrics: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
+    alternations: dict[tuple[Method, int], Alternation] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def gram(self, group: int) -> Array | None:
         """The Gram matrix of one group's input."""
@@ -132,6 +136,36 @@ def relative_error(problem: Problem, factors: Factors) -> float:
     return problem.lost(factors.product()) / problem.energy
 
 
+def folded(layer: Layer, problem: Problem, group: int, method: Method) -> Array:
+    """The filter of one group as (N, C, k1, k2·k3..), or for tucker2 as (N, C, 1, taps)."""
+    filters = layer.filters(problem.weight, group)
+    first = filters.shape[2] if method == "spatial" else 1
+    return filters.reshape(*filters.shape[:2], first, -1)
+
+
+def alternation(layer: Layer, problem: Problem, group: int, method: Method) -> Alternation | None:
+    """The normal equations of one group, made once; None in the Frobenius norm."""
+    gram = problem.metric(group)
+    if gram is None:
+        return None
+    key = method, group
+    if key not in problem.alternations:
+        problem.alternations[key] = Alternation(folded(layer, problem, group, method), gram)
+    return problem.alternations[key]
+
+
+def spectrum_of(layer: Layer, problem: Problem, group: int, method: Method) -> tuple[Array, Array]:
+    """The whitened spectrum of the filter so folded, computed once where there is data."""
+    known = alternation(layer, problem, group, method)
+    return spectrum(folded(layer, problem, group, method), None) if known is None else known.spectrum
+
+
+def effort(layer: Layer, form: Form, sweeps: int) -> int:
+    """The sweeps that a layer of this size is given: one takes some rank times inputs² multiply-adds."""
+    rank = form.inner or form.rank
+    return max(min(sweeps, int(SWEEP_WORK / (rank * layer.weight.shape[2] ** 2))), 1)
+
+
 def _solve_svd(
     problem: Problem, _layer: Layer, form: Form, group: int, _start: list[Array] | None, _sweeps: int
 ) -> list[Array]:
@@ -141,37 +175,38 @@ def _solve_svd(
 def _solve_spatial(
     problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
 ) -> list[Array]:
-    filters, gram = layer.filters(problem.weight, group), problem.metric(group)
-    n, c, height = filters.shape[:3]
+    filters, gram = folded(layer, problem, group, "spatial"), problem.metric(group)
+    known = alternation(layer, problem, group, "spatial")
     first, second = spatial_factors(
-        filters.reshape(n, c, height, -1),
+        filters,
         gram,
         form.rank,
         start=None if start is None else start[0],
-        sweeps=sweeps,
+        sweeps=effort(layer, form, sweeps),
+        problem=known,
     )
-    size, width = c * height, second.shape[2]
-    mean = None if gram is None else np.einsum("ajbj->ab", gram.reshape(size, width, size, width)) / width
+    n, size = len(filters), filters.shape[1] * filters.shape[2]
+    mean = None if known is None else known.mean
     scale = even_scale(first.reshape(-1, size), second.transpose(0, 2, 1).reshape(-1, form.rank), mean)
     second = second / scale[:, None]
-    return [first * scale[:, None, None], second.reshape(n, form.rank, *filters.shape[3:])]
+    return [first * scale[:, None, None], second.reshape(n, form.rank, *layer.kernel[1:])]
 
 
 def _solve_tucker(
     problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
 ) -> list[Array]:
-    filters, gram = layer.filters(problem.weight, group), problem.metric(group)
-    n, c = filters.shape[:2]
+    cube, gram = folded(layer, problem, group, "tucker2")[:, :, 0], problem.metric(group)
+    known = alternation(layer, problem, group, "tucker2")
     first, core, last = tucker_factors(
-        filters.reshape(n, c, -1),
+        cube,
         gram,
         form.inner,
         form.rank,
         start=None if start is None else start[0],
-        sweeps=sweeps,
+        sweeps=effort(layer, form, sweeps),
+        problem=known,
     )
-    taps = core.shape[2]
-    mean = None if gram is None else np.einsum("ajbj->ab", gram.reshape(c, taps, c, taps)) / taps
+    mean = None if known is None else known.mean
     inner = even_scale(first, core.transpose(0, 2, 1).reshape(-1, form.inner), mean)
     first, core = first * inner[:, None], core / inner[:, None]
     rows = np.einsum("oit,ic->oct", core, first, optimize=True).reshape(form.rank, -1)

@@ -41,6 +41,7 @@ class Columns:
 
     def __post_init__(self) -> None:
         count = self.x.shape[1]
+        self.factors: dict[int, leastsquares.Factor] = {}
         self.mean_x = self.x.mean(1, dtype=np.float64)
         self.gram = np.stack([(part.T @ part).astype(np.float64) / count for part in self.x])
 
@@ -74,7 +75,12 @@ def aimed_problem(layer: Layer, columns: Columns, wanted: Array) -> Problem:
         means = (columns.mean_x, mean_y - layer.bias.reshape(mean_y.shape))
     # few columns hold the weight closer to what it was
     ridge = RIDGE * max(1.0, 10 * scarcity(layer.weight, count))
-    weights = [leastsquares.solve(*parts, ridge) for parts in zip(gram, cross, layer.weight, strict=True)]
+    weights = []
+    for group, prior in enumerate(layer.weight):
+        if group not in columns.factors:  # what is solved for changes from round to round, the columns do not
+            columns.factors[group] = leastsquares.cholesky(gram[group], ridge)[0]
+        factor = columns.factors[group]
+        weights.append(leastsquares.solve(gram[group], cross[group], prior, ridge, factor))
     return Problem(np.stack(weights), gram, *means, count=count)
 
 

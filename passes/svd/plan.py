@@ -44,7 +44,7 @@ class Planner:
             return self._each(usable)
         if study.held is None and goal.bounded:
             return self._by_weights(usable)
-        study.probe(usable, HOPELESS * goal.bound if goal.bounded else math.inf)
+        study.probe(usable, HOPELESS * goal.bound if goal.bounded else math.inf, goal.by)
         share = ShareOut([self._rows(layer) for layer in usable])
         if goal.bounded:
             plan = self._largest_saving(usable, share)

@@ -9,9 +9,10 @@ import numpy as np
 
 from onnx_compress.numerics.cp import cp_factors, cp_product
 from onnx_compress.numerics.lowrank import energy
-from onnx_compress.numerics.spatial import spatial_factors, spatial_product, spectrum
-from onnx_compress.numerics.tucker import tucker_factors, tucker_product, tucker_spectra
+from onnx_compress.numerics.spatial import spatial_factors, spatial_product
+from onnx_compress.numerics.tucker import tucker_factors, tucker_product
 from onnx_compress.numerics.vbmf import vbmf_rank
+from onnx_compress.passes.svd.aim import alternation, effort, folded, spectrum_of
 from onnx_compress.passes.svd.forms import Form, candidates, form_macs, form_params, full_form, thinned
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 ANCHORS = 4  # forms at which an estimated table is computed in full; between them it follows the estimate
+FEW = 2000  # inputs of a layer from which two anchors must do
 SWEEPS = 2  # of refitting all parts at these
 CP_SWEEPS = 4  # the same of cp, which starts further away
 CP_ANCHORS = 3  # whose errors fall smoothly with the rank
@@ -90,15 +92,22 @@ def _svd_errors(_layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[
 def _spatial_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[float]:
     tails = np.zeros(len(forms))
     for group in range(layer.groups):
-        energies, _ = spectrum(_split(layer, problem, group), problem.metric(group))
+        energies, _ = spectrum_of(layer, problem, group, "spatial")
         tails += [float(energies[form.rank :].sum()) for form in forms]
 
     def lost(form: Form) -> float:
         total = 0.0
         for group in range(layer.groups):
-            filters, gram = _split(layer, problem, group), problem.metric(group)
-            product = spatial_product(*spatial_factors(filters, gram, form.rank, sweeps=SWEEPS))
-            total += energy((filters - product).reshape(len(filters), -1), problem.gram(group))
+            filters = folded(layer, problem, group, "spatial")
+            parts = spatial_factors(
+                filters,
+                problem.metric(group),
+                form.rank,
+                sweeps=effort(layer, form, SWEEPS),
+                problem=alternation(layer, problem, group, "spatial"),
+            )
+            rest = filters - spatial_product(*parts)
+            total += energy(rest.reshape(len(filters), -1), problem.gram(group))
         return total
 
     return _corrected(problem, tails, forms, lost)
@@ -107,15 +116,24 @@ def _spatial_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> li
 def _tucker_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[float]:
     tails = np.zeros(len(forms))
     for group in range(layer.groups):
-        inner, outer = tucker_spectra(_cube(layer, problem, group), problem.metric(group))
+        inner, _ = spectrum_of(layer, problem, group, "tucker2")
+        outer = problem.parts[group].energies
         tails += [float(inner[form.inner :].sum() + outer[form.rank :].sum()) for form in forms]
 
     def lost(form: Form) -> float:
         total = 0.0
         for group in range(layer.groups):
-            cube, gram = _cube(layer, problem, group), problem.metric(group)
-            product = tucker_product(*tucker_factors(cube, gram, form.inner, form.rank, sweeps=SWEEPS))
-            total += energy((cube - product).reshape(len(cube), -1), problem.gram(group))
+            cube = folded(layer, problem, group, "tucker2")[:, :, 0]
+            parts = tucker_factors(
+                cube,
+                problem.metric(group),
+                form.inner,
+                form.rank,
+                sweeps=effort(layer, form, SWEEPS),
+                problem=alternation(layer, problem, group, "tucker2"),
+            )
+            rest = cube - tucker_product(*parts)
+            total += energy(rest.reshape(len(cube), -1), problem.gram(group))
         return total
 
     return _corrected(problem, tails, forms, lost)
@@ -160,29 +178,18 @@ def _corrected(
 ) -> list[float]:
     """The spectrum's tails, corrected by what alternating least squares reaches at a few forms.
 
-    At the forms nearest to their cheaper neighbours' error, so that what is left between follows the tails.
+    In the order of the tails, so that what lies between two anchors follows them.
     """
     if problem.grams is None:
         return [float(tail) for tail in tails / problem.energy]
     order = np.argsort(-tails, kind="stable")
-    picks = order[np.unique(np.linspace(0, len(forms) - 1, ANCHORS).round().astype(int))]
+    count = ANCHORS if problem.weight.shape[2] <= FEW else 2
+    picks = order[np.unique(np.linspace(0, len(forms) - 1, count).round().astype(int))]
     least = np.finfo(float).tiny
     ratios = [lost(forms[pick]) / max(tails[pick], 1e-12 * problem.energy, least) for pick in picks]
     places = np.empty(len(forms), int)
     places[order] = np.arange(len(forms))
     return [float(e) for e in tails * np.interp(places, places[picks], ratios) / problem.energy]
-
-
-def _split(layer: Layer, problem: Problem, group: int) -> Array:
-    """The filter of one group as (N, C, k1, k2·k3..)."""
-    filters = layer.filters(problem.weight, group)
-    return filters.reshape(*filters.shape[:3], -1)
-
-
-def _cube(layer: Layer, problem: Problem, group: int) -> Array:
-    """The filter of one group as (N, C, taps)."""
-    filters = layer.filters(problem.weight, group)
-    return filters.reshape(*filters.shape[:2], -1)
 
 
 def vbmf_form(layer: Layer, method: Method, multiple: int) -> Form | None:

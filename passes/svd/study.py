@@ -39,9 +39,12 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 WIDEST = 5000  # inputs of a layer up to which its Gram matrix is worth its time
-PROBE_WORK = 3e11, 1e12  # multiply-adds that all sensitivity probes together may take; the more where nothing else is measured
+PROBE_WORK = (
+    3e11,
+    1e12,
+)  # multiply-adds that all sensitivity probes together may take; the more where nothing else is measured
 POSITIONS = 64  # of a sample's output positions that a Gram matrix takes
-PROBES = (0.75, 0.5, 0.25, 0.1)  # shares of a layer's multiply-adds at which its harm is measured
+PROBES = (0.75, 0.5, 0.25, 0.1)  # shares of a layer's work (or weights) at which its harm is measured
 HELD_OUT = 0.25  # of the data
 
 
@@ -128,7 +131,7 @@ class Study:
                 layer, self.problems[layer.output], methods[layer.output], multiple, by=by, only=only
             )
 
-    def probe(self, layers: Sequence[Layer], enough: float = math.inf) -> None:
+    def probe(self, layers: Sequence[Layer], enough: float = math.inf, by: str = "macs") -> None:
         """Measures how far an error of each layer's output moves the model's: each layer alone, at a few ranks.
 
         Not at one: averaged away while it is noise, an error tells once it is more (the last Conv before a global pool
@@ -143,7 +146,9 @@ class Study:
             self.job.progress(number, len(layers), "sensitivity")
             points: dict[float, float] = {}
             for share in PROBES:
-                option = min(self.tables[layer.output], key=lambda o: abs(o.macs - share * layer.macs))
+                option = min(
+                    self.tables[layer.output], key=lambda o: abs(getattr(o, by) - share * getattr(layer, by))
+                )
                 if option.error not in points:
                     points[option.error] = reference.error(self.build({layer.output: option}))
                 if points[option.error] > enough:
