@@ -37,7 +37,7 @@ def at_run_time(search: Search, found: Found, rule: Rule) -> Found:
 
     As many as the tolerance allows, the largest first; the clock decides on the whole model.
     """
-    sizes = candidates(found.model, search.options.excluded(found.model))
+    sizes = candidates(found.model, search.options.kept(search.job.model))
     model = (
         _modern(search, found.model) if sizes else "no LSTM, MatMul or Gemm by a constant is left in float"
     )
@@ -77,7 +77,7 @@ def weights_alone(search: Search) -> Found:
     model = _modern(search, job.model)
     if isinstance(model, str):
         return search.in_float(model)
-    excluded = options.excluded(model)
+    excluded = set(options.kept(model))
     limit = 2 ** (options.bits - 1) - 1
     rounded = _rounded(search, model, limit) if options.rounding == "gptq" else {}
 

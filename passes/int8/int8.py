@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnx_compress.contract import Change, Job, Result, Skip
+from onnx_compress.model.codebook import unfold
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.edges import integer_edges
 from onnx_compress.passes.int8.forms import at_run_time, weights_alone
+from onnx_compress.passes.int8.islands import islands
 from onnx_compress.passes.int8.lower import lower
 from onnx_compress.passes.int8.opset import OPSET, OPSET_16, raised
 from onnx_compress.passes.int8.placement import place
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 FREE = ("float", "dynamic")  # forms without calibrated ranges
 RANDOM_SAMPLES = 32
 PREVIEW_SAMPLES = 16
-CODED = {"QuantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "MatMulInteger", "ConvInteger"}
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,10 @@ class Int8:
 
     def apply(self, job: Job) -> Result:
         """The model in int8 where tolerance and clock allow; what stayed in float is in the skips, with the reason."""
-        if is_quantized(job.model):
+        if islands(job.model) is None:
             return Result(job.model, skips=[Skip("*", "the model is quantized already")])
         check_static(job.model, self.target)
+        given, job = job.model, replace(job, model=unfolded(job.model))
         warnings = []
         data = job.data
         if data is None:
@@ -95,10 +97,13 @@ class Int8:
         fit, held = data.split()
         judge = Reference(job.original, held, threads=job.clock.threads).error
         bound = math.inf if self.tolerance is None else self.tolerance
-        if self.tolerance is not None and job.model is not job.original:
+        if self.tolerance is not None and given is not job.original:
             bound += judge(job.model)
-        search = Search(self, job, fit, held, judge, bound)
-        found = search.stored(self.found(search))
+        search = Search(self, job, fit, held, judge, bound, given.nbytes)
+        found = self.found(search)
+        if found.model is job.model:
+            found = replace(found, model=given)  # > codebooks stay as they were stored
+        found = search.stored(found)
         if self.io == "int8":
             found = at_the_edges(found)
         if self.bits < 8:
@@ -121,19 +126,20 @@ class Int8:
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
         """Every layer that could run in int8, and why the others stay in float: for `onnx-compress inspect`."""
-        if is_quantized(model):
+        if islands(model) is None:
             return Result(model, skips=[Skip("*", "the model is quantized already")])
-        keep = dict.fromkeys(self.excluded(model), f"excluded by exclude={self.exclude}")
+        model = unfolded(model)
+        keep = self.kept(model)
         placement = place(Surgery(lower(model, shapes, keep, self.rules)).graph, keep, rules=self.rules)
         changes = [Change(name, "quantize", "float32", "int8") for name in placement.layers]
         return Result(model, changes, [Skip(name, why) for name, why in placement.left.items()])
 
     def preview(self, job: Job) -> Model:
         """`job.model` as this pass would leave it, quickly: for clock decisions of earlier passes."""
-        if is_quantized(job.model):
+        if islands(job.model) is None:
             return job.model
         data = (job.data or made_up(job)).take(PREVIEW_SAMPLES)
-        model = raised(job.model, lambda _: 0.0, self.opset)
+        model = raised(unfolded(job.model), lambda _: 0.0, self.opset)
         if isinstance(model, str):
             return job.model
         choices = Choices(
@@ -175,22 +181,25 @@ class Int8:
             self.bits,
             self.rules,
         )
-        keep = dict.fromkeys(self.excluded(model), f"excluded by exclude={self.exclude}")
+        keep = self.kept(model)
         lowered = lower(model, infer(model), keep, self.rules)
         shapes = infer(lowered)
         return Quantizer(lowered, data, choices, keep, shapes, job.clock.threads, job.progress)
 
-    def excluded(self, model: Model) -> set[str]:
-        """Names of the nodes that `exclude` matches."""
-        if self.exclude is None:
-            return set()
-        pattern = re.compile(self.exclude)
-        return {node.name for node in Surgery(model).nodes() if pattern.search(node.name)}
+    def kept(self, model: Model) -> dict[str, str]:
+        """Nodes that stay as they are whatever is measured, and why."""
+        found = islands(model) or {}
+        if self.exclude is not None:
+            pattern = re.compile(self.exclude)
+            names = {node.name for node in Surgery(model).nodes() if pattern.search(node.name)}
+            found |= dict.fromkeys(names, f"excluded by exclude={self.exclude}")
+        return found
 
 
-def is_quantized(model: Model) -> bool:
-    """Whether somebody quantized the activations of this model."""
-    return any(node.op in CODED or node.op.startswith("QLinear") for node in Surgery(model).nodes())
+def unfolded(model: Model) -> Model:
+    """`model` with every weight that is stored as a codebook dense again; itself where there is none."""
+    surgery = Surgery(model)
+    return surgery.commit() if unfold(surgery) else model
 
 
 def at_the_edges(found: Found) -> Found:

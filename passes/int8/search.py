@@ -44,7 +44,9 @@ class Found:
 
 @dataclass
 class Search:
-    """One run of the pass. judge: a model's output error against the original, bound: how large it may be."""
+    """One run of the pass. judge: a model's output error against the original, bound: how large it may be;
+    given: bytes of the model before the pass, which may be smaller than job.model: codebooks are unfolded there.
+    """
 
     options: Int8
     job: Job
@@ -52,6 +54,7 @@ class Search:
     held: Data
     judge: Callable[[Model], float]
     bound: float
+    given: int
     decisions: list[Decision] = field(default_factory=list)
 
     def integer(self) -> Found:
@@ -89,7 +92,7 @@ class Search:
     def in_time(self, found: Found) -> Found:
         """What was found, unless the clock prefers float; a close call is timed again, and the second timing decides."""
         rule = self.options.keep_if
-        if rule == "not-slower" and found.model.nbytes >= self.job.model.nbytes:
+        if rule == "not-slower" and found.model.nbytes >= self.given:
             rule = "faster"  # > it saves no size: tied weights that run in float and in int8 are stored twice
         decision = self.decide("int8", self.job.model, found.model, rule)
         ratio = decision.ratio
@@ -104,7 +107,7 @@ class Search:
 
     def stored(self, found: Found) -> Found:
         """With the weights of what runs in float stored in int8, those of layers kept for the tolerance last."""
-        excluded = self.options.excluded(found.model)
+        excluded = set(self.options.kept(self.job.model))
         sensitive = set(found.placement.left) if found.placement is not None else set()
         model, weights = self.most(found.model, lambda out: store(found.model, excluded | out), sensitive)
         if not weights:

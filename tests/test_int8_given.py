@@ -1,0 +1,121 @@
+"""int8 of models that other hands, or other passes, had before: codebooks, islands, and whole quantized models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnx_compress.contract import Job, Result
+from onnx_compress.model.codebook import codebook_of
+from onnx_compress.model.document import Model, check
+from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.cluster import Cluster
+from onnx_compress.passes.int8 import Int8
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.data import Data, open_data
+from onnx_compress.runtime.session import Session, input_specs
+
+Array = NDArray[Any]
+RNG = np.random.default_rng(0)
+PLAIN = Int8(keep_if="always", tolerance=None, calibrate="minmax", rounding="nearest")
+X = RNG.normal(size=(32, 3, 8, 8)).astype(np.float32)
+
+
+def normal(*shape: int) -> Array:
+    return (RNG.normal(size=shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))).astype(np.float32)
+
+
+def build(nodes: str, weights: dict[str, Array]) -> Model:
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> test (float[N,3,8,8] x) => (float[N,M] y) {{ {nodes} }}'
+    )
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type}{number}"
+    return Model.from_proto(proto)
+
+
+def data_of(model: Model) -> Data:
+    return open_data([{"x": X}], input_specs(model))
+
+
+def run(pass_: Any, model: Model) -> Result:
+    result: Result = pass_.apply(Job(model, model, data_of(model), 0, Clock(1)))
+    check(result.model)
+    return result
+
+
+def chain() -> Model:
+    weights = {"w": normal(16, 3, 3, 3), "v": normal(16, 16, 3, 3), "g": normal(256, 40)}
+    return build("a = Conv(x, w) r = Relu(a) c = Conv(r, v) f = Flatten(c) y = Gemm(f, g)", weights)
+
+
+def clustered() -> Model:
+    model = run(Cluster(bits=4), chain()).model
+    nodes = list(Surgery(model).nodes())
+    assert any(codebook_of(tensor) is not None for node in nodes for tensor in node.inputs)
+    return model
+
+
+def test_int8_sees_the_dense_weights_of_a_codebook() -> None:
+    model = clustered()
+    result = run(PLAIN, model)
+    assert [change.node for change in result.changes if change.what == "quantize"] == [
+        "Conv0",
+        "Conv2",
+        "Gemm4",
+    ]
+    assert not result.skips
+    before, after = (Session(m).run({"x": X})["y"] for m in (model, result.model))
+    # > 8 bits through three layers
+    assert np.square(before - after).sum() < 1e-3 * np.square(before).sum()
+
+
+def test_a_codebook_stays_where_nothing_is_quantized() -> None:
+    model = clustered()
+    result = run(replace(PLAIN, exclude="."), model)
+    assert result.model.to_proto() == model.to_proto()
+    assert {skip.node for skip in result.skips} == {"Conv0", "Conv2", "Gemm4"}
+
+
+ISLAND = """
+    q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+    wd = DequantizeLinear<axis=0>(wq, ws) a = Conv(d, wd)
+    aq = QuantizeLinear(a, s, z) ad = DequantizeLinear(aq, s, z) r = Relu(ad)
+    c = Conv(r, v) e = Sin(c) k = Conv(e, u) f = Flatten(k) y = Gemm(f, g)
+"""
+
+
+def island() -> Model:
+    weights = {
+        "s": np.array(0.05, np.float32),
+        "z": np.array(128, np.uint8),
+        "wq": RNG.integers(-127, 128, (16, 3, 3, 3)).astype(np.int8),
+        "ws": np.full(16, 0.002, np.float32),
+        "v": normal(16, 16, 3, 3),
+        "u": normal(16, 16, 1, 1),
+        "g": normal(256, 40),
+    }
+    return build(ISLAND, weights)
+
+
+def test_an_island_is_left_as_it_is_and_the_rest_is_quantized() -> None:
+    model = island()
+    result = run(PLAIN, model)
+    changed = {change.node for change in result.changes}
+    assert {"Conv7", "Conv9", "Gemm11"} <= changed
+    assert "Conv3" not in changed
+    before = {node.name: node for node in model.proto.graph.node[:7]}
+    after = {node.name: node for node in result.model.proto.graph.node}
+    assert all(after[name].SerializeToString() == node.SerializeToString() for name, node in before.items())
+
+
+def test_a_model_that_is_quantized_for_the_most_part_is_left() -> None:
+    once = run(replace(PLAIN, exclude="Gemm"), chain()).model
+    again = run(PLAIN, once)
+    assert again.model is once
+    assert [skip.why for skip in again.skips] == ["the model is quantized already"]
