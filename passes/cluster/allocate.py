@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MOST = 8  # bits of an index
 PROBES = 32  # samples that show how much one weight matters
 PROBE = 0.01  # relative error of a weight with which it does, about
-TRIES = 6  # whole models measured
+TRIES = 5  # whole models measured
 GAIN = 0.25  # what solving leaves of an error, about
 ROOM = 0.85  # of the tolerance, aimed at: close enough to stop
 LEAST = 1e-12

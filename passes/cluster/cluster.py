@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.data import Data
 
 BITS = 5
-TOLERANCE = 0.02  # relative output error on held-out data
+TOLERANCE = 0.01  # relative output error on held-out data
 WEIGHT_TOLERANCE = 1e-4  # relative error of a weight, where there is no data to measure outputs on
 OPSET = 7  # before it, Add does not broadcast by itself
 NOTE = (
@@ -46,7 +46,7 @@ class Cluster:
     )
     clusters: int | None = option(None, "values a weight may take, instead of bits", low=2, high=256)
     tolerance: Literal["auto"] | float | None = option(
-        "auto", "relative output error that may be added on held-out data [0.02]", low=0
+        "auto", "relative output error that may be added on held-out data [0.01]", low=0
     )
     size: float | None = option(
         None, "fraction of the model's bytes to keep, instead of a tolerance", low=0, high=1
