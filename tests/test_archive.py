@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from onnx_compress import cli
-from onnx_compress.archive import CODERS, lanes, pack, unpack
+from onnx_compress.archive import CODERS, huffman, lanes, pack, unpack
 from onnx_compress.archive.container import HEADER_BYTES, Header
 from onnx_compress.archive.digits import Digits
 from onnx_compress.archive.payloads import _gaps
@@ -428,11 +428,34 @@ def test_lanes_come_near_the_bits_that_frequencies_promise(tables: int) -> None:
         symbols[at] = rng.choice(40, at.sum(), p=weights[table] / weights[table].sum())
     ideal = -np.log2(freq[which, symbols] / lanes.SLOTS).sum() / 8
     for count in (1, 64, 256):
-        data = lanes.encode(symbols, which, freq, count)
-        assert np.array_equal(lanes.decode(memoryview(data), symbols.size, which, freq, count), symbols)
-        assert ideal < len(data) < 1.001 * ideal + 4.5 * count + 4
-    with pytest.raises(InputError):
-        lanes.decode(memoryview(data[:-2]), symbols.size, which, freq, count)
+        state = lanes.start(count)
+        pieces = []
+        for _ in range(2):  # a chain: the second is decoded first
+            data, state = lanes.encode(symbols, which, freq, state)
+            pieces.append(data)
+        assert ideal * 2 < len(pieces[0]) + len(pieces[1]) + 4 * count < 2.002 * ideal + 4.5 * count + 4
+        for data in reversed(pieces):
+            assert np.array_equal(lanes.decode(memoryview(data), symbols.size, which, freq, state), symbols)
+        assert np.array_equal(state, lanes.start(count))
+        with pytest.raises(InputError):
+            lanes.decode(memoryview(data[:-2]), symbols.size, which, freq, state)
+
+
+def test_huffman_codes_are_prefix_free_and_as_short_as_huffmans() -> None:
+    """Kraft's sum is 1, and the mean length is within what Huffman's theorem allows: entropy to entropy + 1."""
+    rng = np.random.default_rng(0)
+    for skew in (1, 3, 40):
+        weights = (rng.random(200) ** skew * 1e6).astype(np.int64)
+        bits = huffman.lengths(weights).astype(int)
+        assert ((bits > 0) == (weights > 0)).all()
+        assert bits.max() <= huffman.LONGEST
+        used = bits[bits > 0]
+        assert (0.5**used).sum() <= 1
+        shares = weights[weights > 0] / weights.sum()
+        entropy = -(shares * np.log2(shares)).sum()
+        assert entropy <= (shares * used).sum() <= entropy + 1
+        words = {f"{code:0{n}b}" for code, n in zip(huffman.codes(bits)[bits > 0], used, strict=True)}
+        assert not any(a != b and b.startswith(a) for a in words for b in words)
 
 
 def test_gaps_longer_than_a_byte() -> None:

@@ -1,6 +1,6 @@
 """The entropy coders: runs of symbols, each run with its own frequency table, to bytes and back.
 
-ANS and range coder of constriction (Bamler 2022, arXiv:2201.01741) work on whole arrays; Huffman (Huffman 1952) symbol by symbol.
+ANS and range coder of constriction (Bamler 2022, arXiv:2201.01741), for streams too short for many lanes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 _stream = constriction.stream
-_huffman = constriction.symbol.huffman
 
 
 def encode(coder: str, runs: Sequence[Array], levels: Sequence[Array]) -> bytes:
@@ -86,36 +85,11 @@ def _symbols(coder: Any, length: int, levels: Array) -> Array:
     return found
 
 
-def _encode_huffman(runs: Sequence[Array], levels: Sequence[Array]) -> Array:
-    coder = constriction.symbol.QueueEncoder()
-    for run, row in zip(runs, levels, strict=True):
-        tree = _huffman.EncoderHuffmanTree(_probabilities(row))
-        for symbol in run.tolist():
-            coder.encode_symbol(symbol, tree)
-    words: Array = coder.get_compressed()[0]
-    return words
-
-
-def _decode_huffman(words: Array, lengths: Sequence[int], levels: Sequence[Array]) -> list[Array]:
-    coder = constriction.symbol.QueueDecoder(words)
-    runs = []
-    for length, row in zip(lengths, levels, strict=True):
-        tree = _huffman.DecoderHuffmanTree(_probabilities(row))
-        runs.append(np.fromiter((coder.decode_symbol(tree) for _ in range(length)), np.uint8, length))
-    return runs
-
-
-def _probabilities(levels: Array) -> Array:
-    return weights(levels).astype(np.float64)
-
-
 _ENCODERS: dict[str, Callable[[Sequence[Array], Sequence[Array]], Array]] = {
     "ans": _encode_ans,
     "range": _encode_range,
-    "huffman": _encode_huffman,
 }
 _DECODERS: dict[str, Callable[[Array, Sequence[int], Sequence[Array]], list[Array]]] = {
     "ans": _decode_ans,
     "range": _decode_range,
-    "huffman": _decode_huffman,
 }

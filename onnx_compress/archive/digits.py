@@ -39,8 +39,14 @@ class Digits:
         if data.size % packing.width:
             return None
         if bits:
-            flags = np.unpackbits(data, bitorder="little").reshape(-1, bits)
-            found = np.packbits(flags, axis=1, bitorder="little").reshape(-1)
+            number = np.zeros((data.size // packing.width, _room(packing.width)), np.uint8)
+            number[:, : packing.width] = data.reshape(-1, packing.width)
+            word = number.view(f"<u{number.shape[1]}")[:, 0]
+            rows = np.empty((word.size, packing.group), np.uint8)
+            for place in range(packing.group):
+                shifted = word >> word.dtype.type(bits * place)
+                np.bitwise_and(shifted.astype(np.uint8), np.uint8(packing.radix - 1), out=rows[:, place])
+            found = rows.reshape(-1)
         elif packing.width == 1:
             if int(data.max(initial=0)) >= packing.radix**packing.group:
                 return None
@@ -60,13 +66,16 @@ class Digits:
             digits = digits ^ np.uint8(packing.radix // 2)
         bits = _whole_bits(packing)
         if bits:
-            flags = np.unpackbits(digits.reshape(-1, 1), axis=1, count=bits, bitorder="little")
-            return np.packbits(flags.reshape(-1), bitorder="little")
+            rows = digits.reshape(-1, packing.group)
+            word = np.zeros(len(rows), f"<u{_room(packing.width)}")
+            for place in range(packing.group):
+                word |= rows[:, place].astype(word.dtype) << word.dtype.type(bits * place)
+            return word.view(np.uint8).reshape(len(rows), -1)[:, : packing.width].reshape(-1)
         if packing.width == 1:
-            found = np.zeros(digits.size // packing.group, np.uint8)
+            number = np.zeros(digits.size // packing.group, np.uint8)
             for place, power in enumerate(packing.powers().tolist()):
-                found += digits[place :: packing.group] * np.uint8(power)
-            return found
+                number += digits[place :: packing.group] * np.uint8(power)
+            return number
         return packing.pack(digits).reshape(-1)
 
 
@@ -85,3 +94,8 @@ def _whole_bits(packing: Packing) -> int:
     bits = packing.radix.bit_length() - 1
     fits = packing.radix == 1 << bits and bits * packing.group == 8 * packing.width
     return bits if fits else 0
+
+
+def _room(width: int) -> int:
+    """Bytes of the machine's number that holds `width` bytes."""
+    return next(size for size in (1, 2, 4, 8) if size >= width)

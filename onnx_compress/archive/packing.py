@@ -15,11 +15,13 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
+from onnx_compress.archive import lanes
 from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight, map_file
 from onnx_compress.archive.digits import Digits, typed_digits
 from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.payloads import CHUNK, Form, Kind, chunks, plan_chunk
 from onnx_compress.archive.streams import (
+    CHAIN,
     CODERS,
     MOST_SYMBOLS,
     MOST_TABLES,
@@ -137,6 +139,7 @@ class _Packer:
     skeleton_raw: int = 0
     skeleton_coded: int = 0
     waiting: _Waiting = field(default_factory=_Waiting)
+    chain: list[_Waiting] = field(default_factory=list)
 
     def run(self, files: list[_File]) -> int:
         """Writes everything; returns the archive's bytes."""
@@ -153,6 +156,7 @@ class _Packer:
             for part in item.stretches:
                 self._pack_weight(item, part)
         self._flush()
+        self._write_chain()
         raw = bytes(self.index.buffer)
         index = squeeze(raw, 19 if len(raw) < _LARGE else 9)
         self.file.write(index)
@@ -229,18 +233,43 @@ class _Packer:
         held.tables += tables
 
     def _flush(self) -> None:
-        """Codes what waits."""
+        """Puts what waits into the chain, and the chain into the file where it is long enough."""
         held, self.waiting = self.waiting, _Waiting()
-        if not held.forms:
+        if held.forms:
+            self.chain.append(held)
+        if len(self.chain) >= CHAIN:
+            self._write_chain()
+
+    def _write_chain(self) -> None:
+        """Codes the batches that wait, the last first: the lanes of each begin where those of the one before it end."""
+        chain, self.chain = self.chain, []
+        if not chain:
             return
-        batch = Batch()
-        self.index.number(len(held.forms))
-        for form, _ in held.forms:
-            form.write(self.index, self._write, batch)
-        head, body = batch.encode(self.coder)
-        self.index.raw(head)
-        self._write(body)
-        share = (len(head) + len(body)) / max(batch.size, 1e-9)
+        batches = []
+        for held in chain:
+            batch = Batch()
+            for form, _ in held.forms:
+                form.write(Writer(), _nowhere, batch)
+            batches.append(batch)
+        size = sum(batch.size for batch in batches)
+        count = lanes.lanes_for(size) if self.coder in ("auto", "ans") else 0
+        state = lanes.start(count) if count else None
+        coded = [batch.encode(self.coder, state) for batch in reversed(batches)][::-1]
+        self.index.number(len(chain))
+        self.index.number(count.bit_length())
+        share = sum(len(head) + len(body) for head, body in coded) / max(size, 1e-9)
+        if state is not None:
+            self._write(state.astype("<u4").tobytes())
+        for held, (head, body) in zip(chain, coded, strict=True):
+            self.index.number(len(held.forms))
+            for form, _ in held.forms:
+                form.write(self.index, self._write, Batch())
+            self.index.raw(head)
+            self._write(body)
+            self._report(held, share)
+
+    def _report(self, held: _Waiting, share: float) -> None:
+        """Adds to the rows of the tensors what they took. share: of what the batches' tables promised."""
         for form, row in held.forms:
             for part in form.parts:
                 size = len(part) if isinstance(part, bytes) else part.size
@@ -261,6 +290,10 @@ class _Packer:
                     1, row["raw"] // Kind.of(_type_number(row["type"]), row["dims"], row["raw"]).width
                 )
                 row["coded_bits"] = 8 * row["coded"] / words
+
+
+def _nowhere(data: bytes) -> None:
+    """Takes what is written later."""
 
 
 def _type_name(data_type: int) -> str:
@@ -353,7 +386,9 @@ def _external(outside: list[TensorProto], source: Path, packed: Mapping[str, Dig
             found.setdefault(name, []).append(Stretch(place.offset, blob.nbytes, *_described(tensor, packed)))
         else:
             found.setdefault(name, [])
-    return [_outside(name, map_file(str(source.parent / name)), parts) for name, parts in sorted(found.items())]
+    return [
+        _outside(name, map_file(str(source.parent / name)), parts) for name, parts in sorted(found.items())
+    ]
 
 
 def _outside(name: str, data: Array, parts: list[Stretch]) -> _File:

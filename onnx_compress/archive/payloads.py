@@ -26,6 +26,7 @@ from onnx_compress.archive.streams import (
     Stream,
     order0_bits,
     plan_stream,
+    raw_stream,
     read_stream,
     repeats,
     squeeze,
@@ -44,8 +45,11 @@ FORMS = ("plain", "planes", "sparse", "values", "gaps", "zstd", "taps", "digits"
 CHUNK = 1 << 21  # bytes coded at once, about
 _FEW = 256
 _MOST_TAPS = 64
+_SMALL = 1 << 18  # digits up to which each is a symbol of its own in any case
+_SHORT = 2048  # bytes of a plane that is stored raw where it looks like noise
 _FEW_LEFT = 0.05  # share of words that are left, below which gaps may be shorter than flags
-_DIGITS_WORTH = 0.99  # of the size of plain bytes that digits must stay below: they take longer
+_DENSE = 0.4  # share of the commonest digit up to which whole bytes of digits are symbols: half as many
+_PLAIN = 32  # symbols up to which one table for zeros and others is as short as two
 _WIDTHS: dict[int, int] = {
     TensorProto.FLOAT: 4, TensorProto.INT32: 4, TensorProto.UINT32: 4, TensorProto.COMPLEX64: 4,
     TensorProto.DOUBLE: 8, TensorProto.INT64: 8, TensorProto.UINT64: 8, TensorProto.COMPLEX128: 8,
@@ -137,11 +141,13 @@ def plan_chunk(data: Array, kind: Kind, rows: int, coder: str) -> Form:
         found.append(listed or _form("planes", *_planes(words, coder)))
         found += _sparse(words, 0, kind.width, coder)
         return min(found, key=lambda form: form.size)
-    symbols = data.reshape(rows, -1) ^ np.uint8(0x80) if kind.signed else data.reshape(rows, -1)
-    found += _byte_forms(symbols, kind.taps, coder)
     digits = None if kind.digits is None else _digits(data, kind.digits, coder)
-    best = min(found, key=lambda form: form.size)
-    return best if digits is None or digits.size > _DIGITS_WORTH * best.size else digits
+    if digits is None:
+        symbols = data.reshape(rows, -1) ^ np.uint8(0x80) if kind.signed else data.reshape(rows, -1)
+        found += _byte_forms(symbols, kind.taps, coder)
+    else:
+        found.append(digits)
+    return min(found, key=lambda form: form.size)
 
 
 def read_chunk(
@@ -200,10 +206,20 @@ def _byte_forms(symbols: Array, taps: int, coder: str) -> list[Form]:
         gain = order0_bits(symbols.reshape(-1)) * symbols.size / max(bits, 1.0)
         if gain > 0.9:
             found.append(_form("taps", foretold[0], plan_stream(foretold[1], coder, floor=False)))
+    low, high = int(symbols.min(initial=255)), int(symbols.max(initial=0))
     if gain < 1.1:  # > near 1 both: classes of rows and columns may do more for one than for the other
         found.append(_form("plain", plan_stream(symbols, coder, floor=False)))
-    common = int(np.bincount(symbols.reshape(-1)[:: max(1, symbols.size >> 16)]).argmax())
+    common, share = _commonest(symbols)
+    if high - low < _PLAIN and share < 1 - _FEW_LEFT and coder != "huffman":
+        return found
     return found + _sparse(symbols, common, 1, coder)
+
+
+def _commonest(symbols: Array) -> tuple[int, float]:
+    """The commonest symbol and its share, of a sample."""
+    counts = np.bincount(symbols.reshape(-1)[:: max(1, symbols.size >> 16)], minlength=1)
+    common = int(counts.argmax())
+    return common, float(counts[common] / max(counts.sum(), 1))
 
 
 def _digits(data: Array, digits: Digits, coder: str) -> Form | None:
@@ -223,6 +239,16 @@ def _digits(data: Array, digits: Digits, coder: str) -> Form | None:
     best = min(forms, key=lambda form: form.size)
     tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, floor=False)
     return _form("digits", bytes(head.buffer), *best.parts, tail)
+
+
+def _whole_bytes(matrix: Array, coder: str) -> Form:
+    """Bytes of several digits each as they are, in the rows of the weight."""
+    head = Writer()
+    for number in (256, 1, 1, 0, *matrix.shape):
+        head.number(number)
+    forms = _byte_forms(matrix, 1, coder)
+    tail = plan_stream(np.empty((1, 0), np.uint8), coder)
+    return _form("digits", bytes(head.buffer), *min(forms, key=lambda form: form.size).parts, tail)
 
 
 def _read_digits(head: Reader, body: Reader, size: int, batch: Batch) -> Callable[[], bytes]:
@@ -252,7 +278,13 @@ def _planes(words: Array, coder: str) -> list[Stream]:
     width = words.dtype.itemsize
     turned = (words << 1) | (words >> (8 * width - 1))
     planes = np.ascontiguousarray(turned).view(np.uint8).reshape(*words.shape, width)
-    return [plan_stream(np.ascontiguousarray(planes[..., i]), coder) for i in reversed(range(width))]
+    streams = [plan_stream(np.ascontiguousarray(planes[..., width - 1]), coder)]
+    for i in reversed(range(width - 1)):
+        plane = np.ascontiguousarray(planes[..., i])
+        # > a few bytes, most of them different: a table would be as long
+        noise = plane.size < _SHORT and np.count_nonzero(np.bincount(plane.reshape(-1))) > plane.size / 3
+        streams.append(raw_stream(plane) if noise else plan_stream(plane, coder))
+    return streams
 
 
 def _read_planes(
@@ -349,7 +381,7 @@ def _sparse(words: Array, common: int, width: int, coder: str) -> list[Form]:
     front = common.to_bytes(8, "little")[:width] + _number(left.size)
     rest = _planes(left, coder) if width > 1 else [plan_stream(left, coder)]
     found = [_form("sparse", front, plan_stream(flags.view(np.uint8), coder), *rest)]
-    if left.size < _FEW_LEFT * words.size:
+    if left.size < (0.4 if coder == "huffman" else _FEW_LEFT) * words.size:
         gaps = _gaps(flags)
         found.append(_form("gaps", front, _number(gaps.size), plan_stream(gaps.reshape(1, -1), coder), *rest))
     return found

@@ -7,12 +7,13 @@ start and to end, and all of them the speed of many lanes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zstandard
 
-from onnx_compress.archive import coders, lanes
+from onnx_compress.archive import coders, huffman, lanes
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.grids import Grid, best_grid, counts_of
 from onnx_compress.archive.tables import Tables, weights
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
 CODERS = ("auto", "ans", "range", "huffman", "zstd")
 WAYS = ("raw", "zstd", "constant", "coded")  # as stored: the place is the number
 BATCH_CODERS = ("lanes", "ans", "range", "huffman")  # as stored
+CHAIN = 16  # batches that share lanes, at most
 MOST_SYMBOLS = 1 << 24  # of a batch
 MOST_TABLES = 1 << 11  # of a batch
 _SAMPLE = 1 << 16  # symbols that tell whether a stream can be coded at all
 _HOPELESS = 7.97  # bits a symbol of the sample from which on it is stored raw
-_GAIN = 0.97  # of the entropy's bytes that zstd must undercut on a sample to be tried on all
+_PROBE = 1 << 15  # bytes on which zstd is tried first
+_GAIN = 0.9  # of the entropy's bytes that zstd must undercut on a sample to be tried on all
 _ZSTD_LEVEL = 9
 
 
@@ -62,9 +65,14 @@ def plan_stream(matrix: Array, coder: str, *, floor: bool = True) -> Stream:
     if coder == "zstd" or (coder == "auto" and floor and repeats(flat)):
         found.append(_stored("zstd", None, squeeze(flat)))
     if coder != "zstd":
-        found.append(_coded(matrix))
+        found.append(_coded(matrix, coder))
     best = min(found, key=lambda stream: stream.size)
     return best if best.size < flat.nbytes else _stored("raw", None, flat.tobytes())
+
+
+def raw_stream(matrix: Array) -> Stream:
+    """`matrix` as it stands."""
+    return _stored("raw", None, matrix.tobytes())
 
 
 def _stored(way: str, value: int | None, body: bytes) -> Stream:
@@ -74,11 +82,13 @@ def _stored(way: str, value: int | None, body: bytes) -> Stream:
     return Stream(way, bytes(head.buffer), body, len(head.buffer) + len(body))
 
 
-def _coded(matrix: Array) -> Stream:
+def _coded(matrix: Array, coder: str) -> Stream:
     low = int(matrix.min())
     symbols = int(matrix.max()) - low + 1
     matrix = matrix - np.uint8(low)
     grid, tables, bits = best_grid(matrix, symbols)
+    if coder == "huffman":  # > its codes have a bit at least
+        bits = max(bits, float(matrix.size))
     head = Writer()
     head.number(WAYS.index("coded"))
     head.number(low)
@@ -108,24 +118,25 @@ class Batch:
         self.levels += list(stream.tables.levels)
         self.size += stream.size
 
-    def encode(self, coder: str) -> tuple[bytes, bytes]:
-        """The fields and the bytes of all streams."""
-        head = Writer()
+    def encode(self, coder: str, state: Array | None) -> tuple[bytes, bytes]:
+        """The fields and the bytes of all streams; `state`, where lanes are used, becomes that in which decoding begins."""
         if not self.symbols:
             return b"", b""
+        head = Writer()
         symbols, tables = np.concatenate(self.symbols), np.concatenate(self.tables)
         way = "ans" if coder == "auto" else coder
-        count = lanes.lanes_for(self.size) if way == "ans" else 0
-        if count:
+        if state is not None:
             way = "lanes"
-            body = lanes.encode(symbols, tables, _frequencies(self.levels), count)
+            body, state[:] = lanes.encode(symbols, tables, _frequencies(self.levels), state)
+        elif way == "huffman":
+            count = huffman.lanes_for(self.size)
+            body = huffman.encode(symbols, tables, [weights(row) for row in self.levels], count)
         else:
             order = np.argsort(tables, kind="stable")
             ends = np.bincount(tables, minlength=len(self.levels)).cumsum()
-            runs = np.split(symbols[order], ends[:-1])
-            body = coders.encode(way, runs, self.levels)
+            body = coders.encode(way, np.split(symbols[order], ends[:-1]), self.levels)
         head.number(BATCH_CODERS.index(way))
-        if way == "lanes":
+        if way == "huffman":
             head.number(count.bit_length())
         head.number(len(body))
         return bytes(head.buffer), body
@@ -140,24 +151,29 @@ class Batch:
         self.levels += list(tables.levels)
         return start
 
-    def decode(self, head: Reader, body: Reader) -> None:
-        """Decodes all streams that are expected."""
+    def decode(self, head: Reader, body: Reader, state: Array | None) -> None:
+        """Decodes all streams that are expected. state: of the chain's lanes, where it has any."""
         if not self.tables:
             return
         way = BATCH_CODERS[head.number(len(BATCH_CODERS) - 1)]
-        count = 1 << head.number(lanes.MOST.bit_length()) >> 1 if way == "lanes" else 0
+        count = 1 << head.number(huffman.MOST.bit_length()) >> 1 if way == "huffman" else 0
         data = body.raw(head.number())
         tables = np.concatenate(self.tables)
         self.tables = []
         if way == "lanes":
-            if count < lanes.LEAST:
-                raise damaged("a batch has too few lanes")
-            self.decoded = lanes.decode(data, tables.size, tables, _frequencies(self.levels), count)
-            return
-        lengths = np.bincount(tables, minlength=len(self.levels)).tolist()
-        runs = coders.decode(way, data, lengths, self.levels)
-        self.decoded = np.empty(tables.size, np.uint8)
-        self.decoded[np.argsort(tables, kind="stable")] = np.concatenate(runs)
+            if state is None:
+                raise damaged("a batch has no lanes")
+            self.decoded = lanes.decode(data, tables.size, tables, _frequencies(self.levels), state)
+        elif way == "huffman":
+            if not count:
+                raise damaged("a batch has no lanes")
+            found = [weights(row) for row in self.levels]
+            self.decoded = huffman.decode(data, tables.size, tables, found, count)
+        else:
+            lengths = np.bincount(tables, minlength=len(self.levels)).tolist()
+            runs = coders.decode(way, data, lengths, self.levels)
+            self.decoded = np.empty(tables.size, np.uint8)
+            self.decoded[np.argsort(tables, kind="stable")] = np.concatenate(runs)
 
 
 def read_stream(head: Reader, body: Reader, rows: int, columns: int, batch: Batch) -> Callable[[], Array]:
@@ -197,7 +213,13 @@ def _frequencies(levels: list[Array]) -> Array:
 
 def squeeze(data: Array | bytes, level: int = _ZSTD_LEVEL) -> bytes:
     """`data` by zstd."""
-    return zstandard.ZstdCompressor(level=level, write_content_size=True).compress(bytes(data))
+    return _compressor(level).compress(bytes(data))
+
+
+@cache
+def _compressor(level: int) -> zstandard.ZstdCompressor:
+    """Made once: making one takes longer than compressing a bias."""
+    return zstandard.ZstdCompressor(level=level, write_content_size=True)
 
 
 def stretch(data: bytes | memoryview, size: int) -> bytes:
@@ -231,10 +253,6 @@ def _hopeless(flat: Array) -> bool:
 
 def repeats(data: Array) -> bool:
     """Whether zstd finds more in the first bytes of `data` than how often each of them occurs."""
-    sample = data[:_SAMPLE]
-    found = len(_quick().compress(sample.tobytes()))
+    sample = data[:_PROBE]
+    found = len(squeeze(sample, 1))
     return found < _GAIN * order0_bits(sample) / 8 * sample.size + 64
-
-
-def _quick() -> zstandard.ZstdCompressor:
-    return zstandard.ZstdCompressor(level=1)

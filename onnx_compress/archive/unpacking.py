@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zstandard
 
+from onnx_compress.archive import lanes
 from onnx_compress.archive.container import (
     DIGEST,
     HEADER_BYTES,
@@ -27,12 +29,16 @@ from onnx_compress.archive.container import (
 )
 from onnx_compress.archive.fields import Reader, damaged
 from onnx_compress.archive.payloads import CHUNK, Kind, chunks, read_chunk
-from onnx_compress.archive.streams import Batch, stretch
+from onnx_compress.archive.streams import CHAIN, Batch, stretch
 from onnx_compress.errors import InputError, LimitError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
 
 EXTERNAL = "external"  # folder beside the staged model, for its data files
 
@@ -142,23 +148,38 @@ def _chunks(index: Reader, bulk: Reader, weights: list[Weight]) -> Iterator[byte
     )
     item = next(waiting, None)
     while item is not None:
-        batch = Batch()
-        found: list[Callable[[], bytes]] = []
-        size = 0
-        for _ in range(index.number()):
-            if item is None:
-                raise damaged("it has more weights than it says")
-            kind, shape = item
-            size += shape[0] * shape[1] * kind.width
-            if found and size > CHUNK:
-                raise damaged("a batch is larger than any")
-            found.append(read_chunk(index, bulk, kind, shape, batch))
-            item = next(waiting, None)
-        if not found:
-            raise damaged("a batch is empty")
-        batch.decode(index, bulk)
-        for data in found:
-            yield data()
+        left = index.number(CHAIN)
+        state = _lanes(index, bulk)
+        if not left:
+            raise damaged("a chain is empty")
+        for _ in range(left):
+            batch = Batch()
+            found: list[Callable[[], bytes]] = []
+            size = 0
+            for _ in range(index.number()):
+                if item is None:
+                    raise damaged("it has more weights than it says")
+                kind, shape = item
+                size += shape[0] * shape[1] * kind.width
+                if found and size > CHUNK:
+                    raise damaged("a batch is larger than any")
+                found.append(read_chunk(index, bulk, kind, shape, batch))
+                item = next(waiting, None)
+            if not found:
+                raise damaged("a batch is empty")
+            batch.decode(index, bulk, state)
+            for data in found:
+                yield data()
+
+
+def _lanes(index: Reader, bulk: Reader) -> Array | None:
+    """The states of a chain's lanes, where it has any."""
+    count = 1 << index.number(lanes.MOST.bit_length()) >> 1
+    if not count:
+        return None
+    if count < lanes.LEAST:
+        raise damaged("a chain has too few lanes")
+    return np.frombuffer(bulk.raw(4 * count), "<u4").astype(np.uint32)
 
 
 def _restore_file(
