@@ -10,6 +10,7 @@ import numpy as np
 from onnx_compress.contract import Change, Skip
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.int8.bodies import branched
 from onnx_compress.passes.int8.dynamic import candidates, dynamic
 from onnx_compress.passes.int8.opset import raised
 from onnx_compress.passes.int8.quantizer import POSITIONS, compensated
@@ -37,7 +38,8 @@ def at_run_time(search: Search, found: Found, rule: Rule) -> Found:
 
     As many as the tolerance allows, the largest first; the clock decides on the whole model.
     """
-    sizes = candidates(found.model, search.options.kept(search.job.model))
+    kept = {*search.options.kept(search.job.model), *branched(search.job.model)}
+    sizes = candidates(found.model, kept)
     model = (
         _modern(search, found.model) if sizes else "no LSTM, MatMul or Gemm by a constant is left in float"
     )
@@ -55,19 +57,19 @@ def at_run_time(search: Search, found: Found, rule: Rule) -> Found:
     job = search.job
     feeds = next(iter(search.held.batches(job.batch)))
     before = len(job.clock.decisions)
-    kept = job.clock.keep_best(
+    chosen = job.clock.keep_best(
         job.finish(found.model),
         {name: float(sizes[name]) for name in names},
-        lambda chosen: job.finish(build(chosen)[0]),
+        lambda some: job.finish(build(some)[0]),
         feeds,
         rule,
     )
     search.decisions += job.clock.decisions[before:]
-    if not kept:
+    if not chosen:
         return found
-    changed, weights = build(kept)
+    changed, weights = build(chosen)
     changes = _changes(weights, "quantize", "int8, activations at run time")
-    left = tuple(skip for skip in found.skips if skip.node not in kept)
+    left = tuple(skip for skip in found.skips if skip.node not in chosen)
     return replace(found, model=changed, changes=(*found.changes, *changes), skips=left)
 
 

@@ -11,6 +11,7 @@ from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.model.codebook import unfold
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.int8.bodies import in_branches
 from onnx_compress.passes.int8.edges import integer_edges
 from onnx_compress.passes.int8.forms import at_run_time, weights_alone
 from onnx_compress.passes.int8.islands import islands
@@ -115,12 +116,13 @@ class Int8:
         if self.activations == "float":
             return weights_alone(search)
         if self.activations == "dynamic":
-            return at_run_time(search, Found(search.job.model), self.keep_if)
+            return at_run_time(search, in_branches(search, Found(search.job.model)), self.keep_if)
         found = search.integer()
         if not self.rules.timed:
             return found
         if found.placement is not None:
             found = search.in_time(found)
+        found = in_branches(search, found)
         # > faster: its file is no smaller than that of weights stored in int8
         return at_run_time(search, found, "always" if self.keep_if == "always" else "faster")
 

@@ -1,0 +1,160 @@
+"""int8 in the branches of an If: quantized on what reaches them, or left with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from onnx_compress.contract import Job, Result
+from onnx_compress.model.document import Model, check
+from onnx_compress.passes.int8 import Int8
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.data import Data, open_data
+from onnx_compress.runtime.session import Session, input_specs
+
+Array = NDArray[Any]
+RNG = np.random.default_rng(0)
+PLAIN = Int8(keep_if="always", tolerance=None, calibrate="minmax", rounding="nearest")
+FLOAT = TensorProto.FLOAT
+
+
+def normal(*shape: int) -> Array:
+    return (RNG.normal(size=shape) / np.sqrt(shape[0])).astype(np.float32)
+
+
+def info(name: str, *shape: int | str, kind: int = FLOAT) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def weights(**values: Array) -> list[onnx.TensorProto]:
+    return [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
+
+
+def branch(name: str, *, nested: bool = False) -> onnx.GraphProto:
+    """Two products with names that the other branch uses too; `shared` is a weight of the graph around it."""
+    nodes = [
+        helper.make_node("MatMul", ["r", "shared"], [f"{name}_a"], name=f"{name}_1"),
+        helper.make_node("Relu", [f"{name}_a"], [f"{name}_r"], name=f"{name}_relu"),
+        helper.make_node("MatMul", [f"{name}_r", "w"], [f"{name}_out"], name=f"{name}_2"),
+    ]
+    if nested:
+        inner = helper.make_node(
+            "If",
+            ["second"],
+            [f"{name}_y"],
+            name="inner",
+            then_branch=tail("one", name),
+            else_branch=tail("two", name),
+        )
+        nodes.append(inner)
+    out = f"{name}_y" if nested else f"{name}_out"
+    return helper.make_graph(nodes, name, [], [info(out, "N", 40)], weights(w=normal(48, 40)))
+
+
+def tail(name: str, around: str) -> onnx.GraphProto:
+    node = helper.make_node("MatMul", [f"{around}_out", "v"], [f"{name}_out"], name=f"{name}_3")
+    return helper.make_graph([node], name, [], [info(f"{name}_out", "N", 40)], weights(v=normal(40, 40)))
+
+
+def branching(*, nested: bool = False) -> Model:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node(
+            "If",
+            ["flag"],
+            ["y"],
+            name="if",
+            then_branch=branch("then", nested=nested),
+            else_branch=branch("else"),
+        ),
+    ]
+    inputs = [info("x", "N", 32), info("flag", kind=TensorProto.BOOL), info("second", kind=TensorProto.BOOL)]
+    graph = helper.make_graph(nodes, "test", inputs, [info("y", "N", 40)], weights(shared=normal(32, 48)))
+    return Model.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    )
+
+
+def feeds(*flags: bool) -> list[dict[str, Array]]:
+    rng = np.random.default_rng(1)
+    return [
+        {
+            "x": rng.normal(size=(4, 32)).astype(np.float32),
+            "flag": np.array(flag),
+            "second": np.array(number % 4 < 2),
+        }
+        for number, flag in enumerate(flags)
+    ]
+
+
+BOTH = feeds(*[number % 2 == 0 for number in range(32)])
+
+
+def run(pass_: Int8, model: Model, given: list[dict[str, Array]]) -> Result:
+    data: Data = open_data(given, input_specs(model))
+    result = pass_.apply(Job(model, model, data, 0, Clock(1)))
+    check(result.model)
+    return result
+
+
+def apart(first: Model, second: Model) -> float:
+    before, after = ([Session(m).run(f)["y"] for f in BOTH] for m in (first, second))
+    return float(np.square(np.subtract(before, after)).sum() / np.square(before).sum())
+
+
+def quantized(result: Result) -> set[str]:
+    return {change.node for change in result.changes if change.what == "quantize"}
+
+
+def test_both_branches_are_quantized() -> None:
+    model = branching()
+    result = run(PLAIN, model, BOTH)
+    assert quantized(result) == {"then_1", "then_2", "else_1", "else_2"}
+    assert not result.skips
+    # > 8 bits of activations and weights through two products
+    assert apart(model, result.model) < 1e-3
+    assert not any(tensor.data_type == FLOAT and len(tensor.dims) == 2 for tensor in every(result.model))
+
+
+def every(model: Model) -> list[onnx.TensorProto]:
+    waiting, found = [model.proto.graph], []
+    while waiting:
+        graph = waiting.pop()
+        found += list(graph.initializer)
+        waiting += [a.g for node in graph.node for a in node.attribute if a.HasField("g")]
+    return found
+
+
+def test_an_if_in_an_if_is_quantized_too() -> None:
+    model = branching(nested=True)
+    result = run(PLAIN, model, BOTH)
+    assert {"one_3", "two_3"} <= quantized(result)
+    assert apart(model, result.model) < 2e-3
+
+
+def test_a_branch_that_no_sample_takes_stays_in_float_and_is_named() -> None:
+    model = branching()
+    result = run(PLAIN, model, feeds(*[True] * 16))
+    assert quantized(result) >= {"then_1", "then_2"}
+    reasons = {skip.node: skip.why for skip in result.skips}
+    assert "no calibration sample takes the else branch" in reasons["else_1"]
+    assert apart(model, result.model) < 1e-3
+
+
+def test_a_branch_over_the_tolerance_stays_as_it_was() -> None:
+    model = branching()
+    result = run(replace(PLAIN, tolerance=0.0), model, BOTH)
+    assert result.model.to_proto() == model.to_proto()
+    assert not result.changes
+    assert {skip.node for skip in result.skips} >= {"then_1", "then_2", "else_1", "else_2"}
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    model = branching(nested=True)
+    first, second = (run(PLAIN, model, BOTH).model.to_proto().SerializeToString() for _ in range(2))
+    assert first == second
