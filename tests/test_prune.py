@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from channel_cases import parse
 
@@ -162,3 +163,21 @@ def test_a_layer_without_a_bias_gets_one_of_the_right_length(data: Data) -> None
     assert output_error(loaded, result.model, images) < output_error(
         loaded, run(loaded, images, channels=0.5, round_to=1, repair="none").model, images
     )
+
+
+def test_weights_in_the_body_of_an_if_are_ranked_and_cut() -> None:
+    """As Silero keeps all of its weights."""
+    proto = parse("""g (float[N,4] x, float[4,6] w1, float[6,3] w2, bool[1] c) => (float[N,3] y) {
+        h = MatMul(x, w1)
+        g = If (c) <
+            then_branch = t () => (float[N,6] a) { a = MatMul(h, w3) },
+            else_branch = e () => (float[N,6] b) { b = Neg(h) }
+        >
+        y = MatMul(g, w2) }""")
+    body = next(a.g for a in proto.graph.node[1].attribute if a.name == "then_branch")
+    square = np.random.default_rng(0).normal(size=(6, 6)).astype(np.float32)
+    body.initializer.append(onnx.numpy_helper.from_array(square, "w3"))
+    result = run(Model.from_proto(proto), None, criterion="l1", channels=0.5, round_to=1)
+    check(result.model)
+    body = next(a.g for a in result.model.proto.graph.node[1].attribute if a.name == "then_branch")
+    assert list(body.initializer[0].dims) == [3, 3]

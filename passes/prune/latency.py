@@ -30,7 +30,11 @@ class Stopwatch:
     before: Model | None = None
 
     def left(self, numbers: Sequence[int]) -> float:
-        """Measured in turns with the whole model, on one batch, both as they will be shipped."""
+        """Measured in turns with the whole model, on one batch, both as they will be shipped.
+
+        The table's share where it lies in the measured interval, else the interval's nearer end: what else the machine does
+        widens the interval.
+        """
         key = tuple(numbers)
         if key not in self.known:
             assert self.job.data is not None
@@ -38,10 +42,12 @@ class Stopwatch:
             self.before = self.before or self.job.finish(self.job.model)
             units = chosen(self.plan.choices, list(numbers))
             candidate = cut(self.plan.model, self.plan.shapes, units, self.plan.grams, "none", DAMPING)
-            gain = self.job.clock.propose(
-                f"* {' '.join(map(str, key))}", self.before, self.job.finish(candidate), feeds
-            )
-            self.known[key] = 1 - gain.value
+            name = f"* {' '.join(map(str, key))}"
+            found = self.job.clock.propose(name, self.before, self.job.finish(candidate), feeds)
+            left = 1 - found.value
+            if found.low and found.high:
+                left = min(max(self.plan.left(numbers), 1 / found.high), 1 / found.low)
+            self.known[key] = left
         return self.known[key]
 
 

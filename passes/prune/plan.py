@@ -92,7 +92,7 @@ def make_plan(
         units, excluded = _without(surgery, units, exclude)
         skips += excluded
     grams = _grams(job, fit, readers, units)
-    weights = {t.name: t.values for n in surgery.graph.nodes for t in n.inputs if isinstance(t, gs.Constant)}
+    weights = {t.name: t.values for n in surgery.nodes() for t in n.inputs if isinstance(t, gs.Constant)}
     rng = np.random.default_rng(job.seed)
     context = Context(job.model, surgery, readers, fit, grams, job.clock.threads, rng, DAMPING, weights)
     curves = _curves(context, units, criterion, skips)
