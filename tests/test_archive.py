@@ -20,7 +20,7 @@ from onnx_compress import cli
 from onnx_compress.archive import CODERS, huffman, lanes, pack, unpack
 from onnx_compress.archive.container import HEADER_BYTES, Header
 from onnx_compress.archive.digits import Digits
-from onnx_compress.archive.payloads import _gaps
+from onnx_compress.archive.forms import _gaps
 from onnx_compress.archive.streams import squeeze
 from onnx_compress.errors import CompressError, InputError, LimitError
 from onnx_compress.model.packing import Packing

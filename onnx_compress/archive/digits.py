@@ -11,13 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
+from onnx_compress.archive.fields import Reader, Writer, damaged
+from onnx_compress.archive.forms import FORMS, Form, byte_forms, form_of, read_words
+from onnx_compress.archive.streams import MOST_SYMBOLS, Batch, plan_stream, read_stream
 from onnx_compress.model.packing import Packing
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
+_DENSE = 0.4  # share of the commonest digit up to which whole bytes of digits are symbols: half as many
+_SINGLE = 1 << 18  # digits up to which each is a symbol of its own in any case
 _SMALL: dict[int, tuple[int, bool]] = {  # type: bits, signed
     TensorProto.UINT4: (4, False), TensorProto.INT4: (4, True),
     TensorProto.UINT2: (2, False), TensorProto.INT2: (2, True),
@@ -77,6 +84,58 @@ class Digits:
                 number += digits[place :: packing.group] * np.uint8(power)
             return number
         return packing.pack(digits).reshape(-1)
+
+
+def digit_form(data: Array, digits: Digits, coder: str) -> Form | None:
+    """Every digit a symbol, in rows as the weight has them; None where the bytes hold no such digits."""
+    if digits.packing.group * data.size // digits.packing.width > MOST_SYMBOLS // 2:
+        return None
+    flat = digits.unpack(data)
+    if flat is None:
+        return None
+    columns = min(digits.columns, flat.size)
+    rows = flat.size // columns
+    packing = digits.packing
+    head = Writer()
+    for number in (packing.radix, packing.group, packing.width, int(digits.signed), rows, columns):
+        head.number(number)
+    forms = byte_forms(flat[: rows * columns].reshape(rows, columns), 1, coder)
+    best = min(forms, key=lambda form: form.size)
+    tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, floor=False)
+    return form_of("digits", bytes(head.buffer), *best.parts, tail)
+
+
+def _whole_bytes(matrix: Array, coder: str) -> Form:
+    """Bytes of several digits each as they are, in the rows of the weight."""
+    head = Writer()
+    for number in (256, 1, 1, 0, *matrix.shape):
+        head.number(number)
+    forms = byte_forms(matrix, 1, coder)
+    tail = plan_stream(np.empty((1, 0), np.uint8), coder)
+    return form_of("digits", bytes(head.buffer), *min(forms, key=lambda form: form.size).parts, tail)
+
+
+def read_digits(head: Reader, body: Reader, size: int, batch: Batch) -> Callable[[], bytes]:
+    """What gives the `size` bytes of a digit form once `batch` is decoded. Raises InputError where the fields make none."""
+    radix, group, width = head.number(256), head.number(64), head.number(7)
+    signed, rows, columns = bool(head.number(1)), head.number(MOST_SYMBOLS), head.number(MOST_SYMBOLS)
+    if radix < 2 or not group or not width or radix**group > 256**width or size % width:
+        raise damaged("digits do not fit their bytes")
+    count = size // width * group
+    if count > MOST_SYMBOLS or rows * columns > count:
+        raise damaged("there are more digits than bytes for them")
+    form = FORMS[head.number(len(FORMS) - 1)]
+    matrix = read_words(form, head, body, 1, 1, (rows, columns), batch)
+    tail = read_stream(head, body, 1, count - rows * columns, batch)
+    digits = Digits(Packing(radix, group, width), columns, signed)
+
+    def found() -> bytes:
+        flat = np.concatenate([matrix().reshape(-1), tail().reshape(-1)])
+        if int(flat.max(initial=0)) >= radix:
+            raise damaged("a digit is too large")
+        return digits.pack(flat).tobytes()
+
+    return found
 
 
 def typed_digits(data_type: int, dims: tuple[int, ...]) -> Digits | None:

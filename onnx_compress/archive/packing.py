@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import zlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
-from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
 from onnx_compress.archive import lanes
-from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight, map_file
-from onnx_compress.archive.digits import Digits, typed_digits
+from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight
 from onnx_compress.archive.fields import Writer
-from onnx_compress.archive.payloads import CHUNK, Form, Kind, chunks, plan_chunk
+from onnx_compress.archive.payloads import CHUNK, Kind, chunks, plan_chunk
+from onnx_compress.archive.sources import File, Stretch, between, files_of
 from onnx_compress.archive.streams import (
     CHAIN,
     CODERS,
@@ -30,45 +26,19 @@ from onnx_compress.archive.streams import (
     order0_bits,
     squeeze,
 )
-from onnx_compress.errors import InputError, UsageError
-from onnx_compress.model import wire
-from onnx_compress.model.document import tensors
-from onnx_compress.model.external import external_place, map_external, real_folder
-from onnx_compress.model.packing import packed_tensors
+from onnx_compress.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from typing import BinaryIO
 
     from numpy.typing import NDArray
 
+    from onnx_compress.archive.forms import Form
+
     Array = NDArray[Any]
 
 _LARGE = 1 << 22  # bytes of skeleton from which on zstd's best level would take too long
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Bytes start..start+length of a file that are the value of a tensor."""
-
-    start: int
-    length: int
-    name: str
-    data_type: int
-    dims: tuple[int, ...]
-    digits: Digits | None = None
-
-    @property
-    def kind(self) -> Kind:
-        """How its bytes are to be looked at."""
-        return Kind.of(self.data_type, self.dims, self.length, self.digits)
-
-
-@dataclass
-class _File:
-    name: str
-    data: Array
-    stretches: list[Stretch]
 
 
 def pack(
@@ -91,7 +61,7 @@ def pack(
     start = time.monotonic()
     # > one thread: the matrices are small, and a waiting thread of BLAS costs more than it gives
     with threadpoolctl.threadpool_limits(1), open(target, "wb") as file:  # noqa: PTH123 - any path-like
-        files = _files(source)
+        files = files_of(source)
         packer = _Packer(file, coder, details=details, progress=progress)
         packer.total = sum(part.length for item in files for part in item.stretches)
         coded = packer.run(files)
@@ -141,10 +111,10 @@ class _Packer:
     waiting: _Waiting = field(default_factory=_Waiting)
     chain: list[_Waiting] = field(default_factory=list)
 
-    def run(self, files: list[_File]) -> int:
+    def run(self, files: list[File]) -> int:
         """Writes everything; returns the archive's bytes."""
         self.file.write(bytes(HEADER_BYTES))
-        skeleton = b"".join(part for item in files for part in _between(item))
+        skeleton = b"".join(part for item in files for part in between(item))
         coded = squeeze(skeleton, 19 if len(skeleton) < _LARGE else 9)
         self.skeleton_raw, self.skeleton_coded = len(skeleton), len(coded)
         self._write(coded)
@@ -177,7 +147,7 @@ class _Packer:
         self.body += len(data)
         self.check = zlib.crc32(data, self.check)
 
-    def _describe(self, item: _File) -> None:
+    def _describe(self, item: File) -> None:
         digest = hashlib.blake2b(digest_size=DIGEST)
         for start in range(0, item.data.nbytes, 1 << 24):
             digest.update(item.data[start : start + (1 << 24)].data)
@@ -189,7 +159,7 @@ class _Packer:
             Weight(part.start - at, part.data_type, part.dims, part.length, check).write(self.index)
             at = part.start + part.length
 
-    def _pack_weight(self, item: _File, part: Stretch) -> None:
+    def _pack_weight(self, item: File, part: Stretch) -> None:
         whole, kind = item.data[part.start : part.start + part.length], part.kind
         row = {
             "tensor": part.name,
@@ -311,99 +281,3 @@ def _zipped(data: Array) -> int:
     zipper = zlib.compressobj(9)
     size = sum(len(zipper.compress(data[at : at + (1 << 20)].data)) for at in range(0, data.nbytes, 1 << 20))
     return size + len(zipper.flush())
-
-
-def _between(item: _File) -> list[bytes]:
-    """The bytes of the file that are no weight."""
-    edges = [
-        0,
-        *(edge for part in item.stretches for edge in (part.start, part.start + part.length)),
-        item.data.nbytes,
-    ]
-    return [item.data[start:end].tobytes() for start, end in zip(edges[::2], edges[1::2], strict=True)]
-
-
-def _files(source: str) -> list[_File]:
-    """The model and its external data files, with the places of the weights in each."""
-    try:
-        if not Path(source).is_file():
-            what = "is a folder, not a model" if Path(source).is_dir() else "no such file"
-            raise InputError(f"{source}: {what}")
-        data = map_file(source)
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read: {error.strerror}") from error
-    if not data.nbytes:
-        raise InputError(f"{source}: the file is empty")
-    try:
-        skeleton, places = wire.split(data.data)
-        proto = onnx.ModelProto.FromString(skeleton)
-    except (ValueError, DecodeError) as error:
-        raise InputError(f"{source}: not an ONNX file, or truncated") from error
-    if not proto.HasField("graph"):
-        raise InputError(f"{source}: not an ONNX model: it holds no graph")
-    inside, outside = _stubs(proto, len(places))
-    packed = {name: Digits(*how) for name, how in packed_tensors(proto).items()}
-    stretches = [
-        Stretch(at, length, *_described(inside.get(i), packed)) for i, (at, length) in enumerate(places)
-    ]
-    return [_File("", data, stretches), *_external(outside, Path(source), packed)]
-
-
-def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], list[TensorProto]]:
-    """The tensors that stand for weights left out of the skeleton, by number, and those with external data."""
-    inside: dict[int, TensorProto] = {}
-    outside = []
-    for tensor in tensors(proto):
-        if tensor.data_location != TensorProto.EXTERNAL:
-            continue
-        # > stubs come in file order
-        if len(inside) < count and wire.stands_for(tensor, len(inside)):
-            inside[len(inside)] = tensor
-        else:
-            outside.append(tensor)
-    return inside, outside
-
-
-def _described(
-    tensor: TensorProto | None, packed: Mapping[str, Digits]
-) -> tuple[str, int, tuple[int, ...], Digits | None]:
-    if tensor is None or any(size < 0 for size in tensor.dims) or len(tensor.dims) > 64:
-        return "", int(TensorProto.UINT8), (), None
-    dims = tuple(tensor.dims)
-    digits = packed.get(tensor.name) or typed_digits(tensor.data_type, dims)
-    return tensor.name, tensor.data_type, dims, digits
-
-
-def _external(outside: list[TensorProto], source: Path, packed: Mapping[str, Digits]) -> list[_File]:
-    """The files with external data; what no tensor describes there is a weight of bytes where it is large."""
-    found: dict[str, list[Stretch]] = {}
-    maps: dict[Path, Array] = {}
-    for tensor in outside:
-        blob = map_external(tensor, source.parent, maps, real_folder(source))
-        place = external_place(tensor)
-        name = os.path.normpath(place.location).replace(os.sep, "/")
-        if blob.nbytes >= wire.THRESHOLD:
-            found.setdefault(name, []).append(Stretch(place.offset, blob.nbytes, *_described(tensor, packed)))
-        else:
-            found.setdefault(name, [])
-    return [
-        _outside(name, map_file(str(source.parent / name)), parts) for name, parts in sorted(found.items())
-    ]
-
-
-def _outside(name: str, data: Array, parts: list[Stretch]) -> _File:
-    """Stretches in order, none twice, and those between them."""
-    stretches: list[Stretch] = []
-    at = 0
-    for part in [
-        *sorted(parts, key=lambda part: (part.start, -part.length)),
-        Stretch(data.nbytes, 0, "", 2, ()),
-    ]:
-        if part.start < at:  # shared, or overlapping: its bytes are there
-            continue
-        if part.start - at >= wire.THRESHOLD:
-            stretches.append(Stretch(at, part.start - at, "", int(TensorProto.UINT8), ()))
-        if part.length:
-            stretches.append(part)
-        at = part.start + part.length
-    return _File(name, data, stretches)

@@ -1,0 +1,273 @@
+"""The forms in which words or bytes become streams of symbols, and back.
+
+plain     the bytes
+planes    words rotated by one bit, so that a float's exponent is one byte; byte i of every word is plane i
+sparse    where the commonest word is not, and the words there
+gaps      the same, the places as gaps between them
+values    the distinct words, at most 256, and the place of each in that list
+taps      of a convolution's bytes, what differs from a linear prediction by the taps before it in the same kernel
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from onnx_compress.archive.fields import Reader, Writer, damaged
+from onnx_compress.archive.streams import Batch, Stream, order0_bits, plan_stream, raw_stream, read_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+FORMS = ("plain", "planes", "sparse", "values", "gaps", "zstd", "taps", "digits")  # the place is the number
+_FEW = 256
+_SHORT = 2048  # bytes of a plane that is stored raw where it looks like noise
+_FEW_LEFT = 0.05  # share of words that are left, below which gaps may be shorter than flags
+_PLAIN = 32  # symbols up to which one table for zeros and others is as short as two
+
+
+@dataclass(frozen=True)
+class Form:
+    """A chunk as it is to be stored: small fields and streams, in the order in which they are read."""
+
+    parts: tuple[bytes | Stream, ...]
+
+    @property
+    def size(self) -> float:
+        """Bytes, about."""
+        return sum(len(part) if isinstance(part, bytes) else part.size for part in self.parts)
+
+    @property
+    def way(self) -> str:
+        """How most of it is stored."""
+        streams = [part for part in self.parts if isinstance(part, Stream)]
+        return max(streams, key=lambda part: part.size * (part.way != "raw")).way
+
+    def write(self, index: Writer, bulk: Callable[[bytes], None], batch: Batch) -> None:
+        """Fields to the index, bytes to the bulk, symbols to the batch."""
+        for part in self.parts:
+            index.raw(part if isinstance(part, bytes) else part.head)
+            if isinstance(part, Stream):
+                bulk(part.body)
+                batch.add(part)
+
+
+def read_words(
+    form: str, head: Reader, body: Reader, width: int, taps: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
+    """What gives the words of a form, of `shape` and `width` bytes each, once `batch` is decoded."""
+    if form == "values":
+        return _read_values(head, body, width, shape, batch)
+    if form in ("sparse", "gaps"):
+        return _read_sparse(form, head, body, width, shape, batch)
+    if form == "taps" and width == 1 and taps > 1:
+        return _read_taps(head, body, taps, shape, batch)
+    if form == "planes" and width > 1:
+        return _read_planes(head, body, width, shape, batch)
+    if form == "plain" and width == 1:
+        return read_stream(head, body, *shape, batch)
+    raise damaged("a tensor has a form that its type cannot have")
+
+
+def form_of(name: str, *parts: bytes | Stream) -> Form:
+    """The form of this name, of these fields and streams."""
+    return Form((bytes([FORMS.index(name)]), *parts))
+
+
+def number_field(value: int) -> bytes:
+    """A number as `Reader.number` reads it."""
+    field = Writer()
+    field.number(value)
+    return bytes(field.buffer)
+
+
+def byte_forms(symbols: Array, taps: int, coder: str) -> list[Form]:
+    """The forms of bytes that may be the best."""
+    found = []
+    gain = 0.0
+    foretold = _taps(symbols, taps) if taps > 1 else None
+    if foretold is not None:
+        bits = order0_bits(foretold[1].reshape(-1)) * symbols.size + 8 * len(foretold[0])
+        gain = order0_bits(symbols.reshape(-1)) * symbols.size / max(bits, 1.0)
+        if gain > 0.9:
+            found.append(form_of("taps", foretold[0], plan_stream(foretold[1], coder, floor=False)))
+    low, high = int(symbols.min(initial=255)), int(symbols.max(initial=0))
+    if gain < 1.1:  # > near 1 both: classes of rows and columns may do more for one than for the other
+        found.append(form_of("plain", plan_stream(symbols, coder, floor=False)))
+    common, share = commonest(symbols)
+    if high - low < _PLAIN and share < 1 - _FEW_LEFT and coder != "huffman":
+        return found
+    return found + sparse_forms(symbols, common, 1, coder)
+
+
+def commonest(symbols: Array) -> tuple[int, float]:
+    """The commonest symbol and its share, of a sample."""
+    counts = np.bincount(symbols.reshape(-1)[:: max(1, symbols.size >> 16)], minlength=1)
+    common = int(counts.argmax())
+    return common, float(counts[common] / max(counts.sum(), 1))
+
+
+def plane_streams(words: Array, coder: str) -> list[Stream]:
+    """A stream for each byte of the rotated words, the highest first."""
+    width = words.dtype.itemsize
+    turned = (words << 1) | (words >> (8 * width - 1))
+    planes = np.ascontiguousarray(turned).view(np.uint8).reshape(*words.shape, width)
+    streams = [plan_stream(np.ascontiguousarray(planes[..., width - 1]), coder)]
+    for i in reversed(range(width - 1)):
+        plane = np.ascontiguousarray(planes[..., i])
+        # > a few bytes, most of them different: a table would be as long
+        noise = plane.size < _SHORT and np.count_nonzero(np.bincount(plane.reshape(-1))) > plane.size / 3
+        streams.append(raw_stream(plane) if noise else plan_stream(plane, coder))
+    return streams
+
+
+def _read_planes(
+    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
+    streams = [read_stream(head, body, *shape, batch) for _ in range(width)]
+
+    def found() -> Array:
+        planes = np.empty((*shape, width), np.uint8)
+        for i, stream in zip(reversed(range(width)), streams, strict=True):
+            planes[..., i] = stream()
+        turned: Array = planes.view(f"<u{width}")[..., 0]
+        return (turned >> 1) | (turned << (8 * width - 1))
+
+    return found
+
+
+def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
+    """Every tap less what the taps before it predict by least squares; the factors, in 64ths, come first."""
+    kernels = symbols.reshape(-1, taps).astype(np.int32) - 128
+    sample = kernels[:: max(1, kernels.shape[0] >> 14)].astype(np.float64)
+    gram = sample.T @ sample + np.eye(taps)
+    rest = kernels.copy()
+    head = Writer()
+    for tap in range(1, taps):
+        factors = np.linalg.solve(gram[:tap, :tap], gram[:tap, tap])
+        whole = np.clip(np.rint(64 * factors), -128, 127).astype(np.int32)
+        rest[:, tap] -= _predict(kernels, whole)
+        head.raw(whole.astype(np.int8).tobytes())
+    return bytes(head.buffer), (rest + 128).astype(np.uint8).reshape(symbols.shape)
+
+
+def _read_taps(
+    head: Reader, body: Reader, taps: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
+    factors = [np.frombuffer(head.raw(tap), np.int8).astype(np.int32) for tap in range(1, taps)]
+    stream = read_stream(head, body, *shape, batch)
+
+    def found() -> Array:
+        kernels = stream().reshape(-1, taps).astype(np.int32) - 128
+        for tap in range(1, taps):
+            whole = kernels[:, tap] + _predict(kernels, factors[tap - 1])
+            kernels[:, tap] = ((whole + 128) & 255) - 128
+        return (kernels + 128).astype(np.uint8).reshape(shape)
+
+    return found
+
+
+def _predict(kernels: Array, factors: Array) -> Array:
+    """The next tap of each kernel, by those before it; integers throughout, so the same everywhere."""
+    total = np.full(kernels.shape[0], 32, np.int32)
+    for tap, factor in enumerate(factors.tolist()):
+        total += factor * kernels[:, tap]
+    return total >> 6
+
+
+def value_form(words: Array, coder: str) -> Form | None:
+    """By a list of the distinct words; None where there are too many."""
+    flat = words.reshape(-1)
+    if np.unique(flat[:: max(1, flat.size // 2048)]).size > _FEW:
+        return None
+    distinct, places = np.unique(flat, return_inverse=True)
+    if distinct.size > _FEW:
+        return None
+    stream = plan_stream(places.astype(np.uint8).reshape(words.shape), coder)
+    return form_of("values", number_field(distinct.size), distinct.tobytes(), stream)
+
+
+def _read_values(
+    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
+    count = head.number(_FEW)
+    listed = np.frombuffer(head.raw(count * width), f"<u{width}")
+    stream = read_stream(head, body, *shape, batch)
+
+    def found() -> Array:
+        places = stream()
+        if count == 0 or int(places.max(initial=0)) >= count:
+            raise damaged("a value is not in its list")
+        result: Array = listed[places]
+        return result
+
+    return found
+
+
+def sparse_forms(words: Array, common: int, width: int, coder: str) -> list[Form]:
+    """The places of what is not `common`, as flags and, where they are few, as gaps; and the words there."""
+    if coder == "zstd" or not 0.2 < float((words[:: max(1, len(words) >> 8)] == common).mean()) <= 1:
+        return []
+    flags = words != common
+    left = words[flags].reshape(1, -1)
+    if not left.size or left.size > 0.7 * words.size:
+        return []
+    front = common.to_bytes(8, "little")[:width] + number_field(left.size)
+    rest = plane_streams(left, coder) if width > 1 else [plan_stream(left, coder)]
+    found = [form_of("sparse", front, plan_stream(flags.view(np.uint8), coder), *rest)]
+    if left.size < (0.4 if coder == "huffman" else _FEW_LEFT) * words.size:
+        gaps = _gaps(flags)
+        found.append(
+            form_of("gaps", front, number_field(gaps.size), plan_stream(gaps.reshape(1, -1), coder), *rest)
+        )
+    return found
+
+
+def _gaps(flags: Array) -> Array:
+    """How far each flag is behind the one before, less one; 255 stands for 255 and goes on.
+
+    >>> _gaps(np.array([0, 1, 1, 0, 0, 1, 0], bool))
+    array([1, 0, 2], dtype=uint8)
+    """
+    distance = np.diff(np.flatnonzero(flags), prepend=-1) - 1
+    full = distance // 255
+    gaps = np.full(distance.size + int(full.sum()), 255, np.uint8)
+    gaps[np.arange(distance.size) + full.cumsum()] = distance % 255
+    return gaps
+
+
+def _read_sparse(
+    form: str, head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+) -> Callable[[], Array]:
+    common = int.from_bytes(head.raw(width), "little")
+    size = shape[0] * shape[1]
+    left = head.number(size)
+    counted = head.number(2 * size) if form == "gaps" else 0
+    where = read_stream(head, body, *((1, counted) if form == "gaps" else shape), batch)
+    if width > 1:
+        rest = _read_planes(head, body, width, (1, left), batch)
+    else:
+        rest = read_stream(head, body, 1, left, batch)
+
+    def found() -> Array:
+        places = _places(where().reshape(-1)) if form == "gaps" else np.flatnonzero(where())
+        if places.size != left or (left and int(places[-1]) >= size):
+            raise damaged("a place is outside its tensor")
+        words = np.full(size, common, f"<u{width}" if width > 1 else np.uint8)
+        words[places] = rest()[0]
+        return words.reshape(shape)
+
+    return found
+
+
+def _places(gaps: Array) -> Array:
+    """What `_gaps` was given, as places."""
+    ends = gaps < 255
+    found: Array = (gaps.astype(np.int64).cumsum() + (ends.cumsum() - 1))[ends]
+    return found
