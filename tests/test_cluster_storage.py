@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -11,26 +12,28 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from onnx_compress.archive import pack, unpack
-from onnx_compress.model.codebook import Codebook, codebook_of, index_form, store, unfold
+from onnx_compress.contract import Job
+from onnx_compress.model.codebook import Codebook, Storage, codebook_of, index_form, opset_of, store, unfold
 from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.packing import Packing, packed_tensors
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.cluster import Cluster
 from onnx_compress.report.words import comparison
-from onnx_compress.runtime.session import Session
+from onnx_compress.runtime.data import open_data
+from onnx_compress.runtime.session import Session, input_specs
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+MODELS = Path(__file__).parents[1] / "models"
 RNG = np.random.default_rng(3)
 
 
-def holding(book: Codebook, opset: int = 17, *, compact: bool = True) -> Model:
+def holding(book: Codebook, opset: int = 17, *, storage: Storage = "packed") -> Model:
     """y = x W for W stored as `book`, (48, columns)."""
     ir = 13 if opset >= 25 else 10 if opset >= 21 else 8
     width = book.indices.reshape(48, -1).shape[1]
@@ -45,7 +48,7 @@ def holding(book: Codebook, opset: int = 17, *, compact: bool = True) -> Model:
         onnx.numpy_helper.from_array(np.zeros(book.indices.shape, np.float32), "w")
     )
     surgery = Surgery(Model.from_proto(proto))
-    nodes, tensor = store(surgery, "w", book, compact=compact)
+    nodes, tensor = store(surgery, "w", book, storage=storage)
     reader = surgery.graph.nodes[0]
     reader.inputs[0] = tensor
     surgery.graph.nodes[0:0] = nodes
@@ -141,7 +144,7 @@ def test_a_small_weight_is_not_packed() -> None:
     assert index_form(16, 200, 17) == np.uint8
     assert index_form(16, 2000, 17) == Packing.of(16)
     assert index_form(16, 2000, 9) == np.uint8
-    assert index_form(16, 2000, 17, compact=False) == np.uint8
+    assert index_form(16, 2000, 17, "bytes") == np.uint8
 
 
 @pytest.mark.parametrize("clusters", [3, 32, 256])
@@ -168,9 +171,10 @@ def test_an_archive_codes_the_indices_not_their_packed_bytes(clusters: int, tmp_
     indices = RNG.choice(clusters, (48, 1000), p=share / share.sum()).astype(np.uint8)
     book = Codebook(np.arange(clusters, dtype=np.float32), indices)
     sizes = []
-    for compact in (True, False):
-        source, archive, back = (tmp_path / f"{name}{compact}" for name in ("a.onnx", "a.ocz", "b.onnx"))
-        holding(book, compact=compact).save(source)
+    stores: tuple[Storage, ...] = ("packed", "bytes")
+    for storage in stores:
+        source, archive, back = (tmp_path / f"{name}{storage}" for name in ("a.onnx", "a.ocz", "b.onnx"))
+        holding(book, storage=storage).save(source)
         pack(source=str(source), target=str(archive))
         unpack(source=str(archive), target=str(back))
         assert back.read_bytes() == source.read_bytes()
@@ -179,7 +183,7 @@ def test_an_archive_codes_the_indices_not_their_packed_bytes(clusters: int, tmp_
 
 
 def test_an_archive_finds_no_packing_where_there_is_none() -> None:
-    proto = holding(codebook(32, (48, 33)), compact=False).to_proto()
+    proto = holding(codebook(32, (48, 33)), storage="bytes").to_proto()
     assert packed_tensors(proto) == {}
     proto = holding(codebook(32, (48, 33))).to_proto()
     assert list(packed_tensors(proto).values()) == [(Packing.of(32), 33)]
@@ -199,3 +203,35 @@ def test_the_report_tells_disk_from_memory() -> None:
     assert rows["weights in memory"][0] == rows["weights in memory"][1]
     assert rows["size"][0] != rows["size"][1]
     assert "weights in memory" not in {row[0] for row in comparison({"before": sides[0], "after": sides[0]})}
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind"), [(2, TensorProto.UINT2), (3, TensorProto.UINT4), (4, TensorProto.UINT4)]
+)
+def test_a_model_is_raised_to_the_opset_that_has_the_type(bits: int, kind: int) -> None:
+    """By onnx's converter, its outputs those of packed indices; the 5th bit takes a byte."""
+    source = Model.load(MODELS / "fashion_mlp.onnx")
+    data = open_data(str(MODELS / "fashion_calib.npz"), input_specs(source), samples=16)
+    job = Job(source, source, data, 0, cast("Any", None))
+    typed = Cluster(bits=bits, storage="typed", rounding="nearest").apply(job).model
+    packed = Cluster(bits=bits, rounding="nearest").apply(job).model
+    wide = Cluster(bits=5, storage="typed", rounding="nearest").apply(job).model
+    types = [tensor.data_type for tensor in typed.proto.graph.initializer]
+    assert kind in types
+    assert TensorProto.UINT8 not in types
+    assert TensorProto.UINT8 in [tensor.data_type for tensor in wide.proto.graph.initializer]
+    assert opset_of(typed) == (25 if bits == 2 else 21)
+    assert opset_of(source) == opset_of(packed) < 21
+    batch = next(iter(data.batches(16)))
+    outputs = [next(iter(Session(model).run(batch).values())) for model in (typed, packed)]
+    assert np.allclose(outputs[0], outputs[1], atol=1e-5)
+
+
+def test_an_opset_that_cannot_be_raised_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onnx_compress.passes.cluster.cluster.raised", lambda *_: "onnx says no")
+    source = Model.load(MODELS / "fashion_mlp.onnx")
+    data = open_data(str(MODELS / "fashion_calib.npz"), input_specs(source), samples=16)
+    job = Job(source, source, data, 0, cast("Any", None))
+    result = Cluster(bits=4, storage="typed", rounding="nearest").apply(job)
+    assert [skip.why for skip in result.skips] == ["onnx says no; indices take more bits than they need"]
+    assert TensorProto.UINT8 in [tensor.data_type for tensor in result.model.proto.graph.initializer]

@@ -15,7 +15,7 @@ onnxruntime computes all of it once, when it loads the model: the file is smalle
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -27,18 +27,21 @@ from onnx_compress.model.packing import Packing
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from onnx_compress.model.document import Model
     from onnx_compress.model.surgery import Surgery
 
     Array = NDArray[Any]
 
 Shared = dict[tuple[str, bytes], gs.Constant]  # small constants of several weights, by use and value
 
+Storage = Literal["packed", "typed", "bytes"]
+
 LARGEST = 256  # values that indices of one byte can tell apart
 PACKED_FROM = 10  # opset of Mod
-TYPED: tuple[tuple[int, int, Any, float], ...] = (
-    (2, 25, ml_dtypes.uint2, 0.25),
-    (4, 21, ml_dtypes.uint4, 0.5),
-)  # bits, the opset from which Cast takes the type, the type, bytes an index
+TYPED: tuple[tuple[int, int, Any], ...] = (
+    (2, 25, ml_dtypes.uint2),
+    (4, 21, ml_dtypes.uint4),
+)  # bits, the opset from which Cast takes the type, the type
 SMALL = (np.dtype(np.uint8), *(np.dtype(kind[2]) for kind in TYPED))
 PACKED_NODES = 250  # bytes of the nodes that unpack, more than a Cast
 
@@ -65,18 +68,12 @@ class Codebook:
         """How many values a weight may take."""
         return int(self.values.shape[-1])
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of values, indices, offsets and scales, the indices packed."""
-        saved = self.indices.size - Packing.of(max(self.clusters, 2)).size(self.indices.size)
-        return self.nbytes_unpacked - saved
-
-    @property
-    def nbytes_unpacked(self) -> int:
-        """The same, a byte an index."""
+    def nbytes(self, opset: int, storage: Storage = "packed") -> int:
+        """Bytes of values, indices, offsets and scales as `store` stores them."""
+        form = index_form(self.clusters, self.indices.size, opset, storage)
         beside = 0 if self.axis is None or self.scales is not None else 4 * self.indices.shape[self.axis]
         beside += 0 if self.scales is None else self.scales.nbytes
-        return int(self.values.nbytes + self.indices.size + beside)
+        return int(self.values.nbytes + index_bytes(form, self.indices.size) + beside)
 
     def dense(self) -> Array:
         """The weight.
@@ -103,6 +100,11 @@ class Codebook:
         assert self.axis is not None
         shape[self.axis] = -1
         return vector.reshape(shape)
+
+
+def opset_of(model: Model) -> int:
+    """The version of the standard domain, 1 where the model imports none."""
+    return next((entry.version for entry in model.proto.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
 def dense_weight(tensor: gs.Tensor) -> Array | None:
@@ -219,34 +221,44 @@ def _unpacked(
     return packing.unpack(packed, count).reshape(shape), tuple(nodes)
 
 
-def index_form(clusters: int, count: int, opset: int, *, compact: bool = True) -> Any:
+def index_form(clusters: int, count: int, opset: int, storage: Storage = "packed") -> Any:
     """How `count` indices below `clusters` are stored: np.uint8, one of ONNX's own small types, or a Packing.
 
-    compact: in fewer than 8 bits where that is smaller, the nodes that unpack them counted.
+    storage: "packed": in as few bytes as any of them takes, the nodes that unpack counted; "typed": in ONNX's own types;
+    "bytes": a byte each.
     """
-    packing = Packing.of(max(clusters, 2))
-    if not compact:
-        return np.uint8
-    typed = next((kind for kind in TYPED if clusters <= 2 ** kind[0] and opset >= kind[1]), None)
-    sizes: list[tuple[float, int, Any]] = [(count, 0, np.uint8)]
-    if typed is not None:
-        sizes.append((typed[3] * count, 1, typed[2]))
-    if opset >= PACKED_FROM:
-        sizes.append((packing.size(count) + PACKED_NODES, 2, packing))
-    return min(sizes, key=lambda size: size[:2])[2]
+    forms: list[Any] = [np.uint8]
+    if storage != "bytes":
+        forms += [kind[2] for kind in TYPED if clusters <= 2 ** kind[0] and opset >= kind[1]]
+    if storage == "packed" and opset >= PACKED_FROM:
+        forms.append(Packing.of(max(clusters, 2)))
+    return min(forms, key=lambda form: index_bytes(form, count))
+
+
+def index_bytes(form: Any, count: int) -> int:
+    """Bytes of `count` indices in a form of `index_form`, and of the nodes that unpack them."""
+    if isinstance(form, Packing):
+        return form.size(count) + PACKED_NODES
+    bits = next((kind[0] for kind in TYPED if form is kind[2]), 8)
+    return -(-count * bits // 8)
 
 
 def store(
-    surgery: Surgery, name: str, book: Codebook, shared: Shared | None = None, *, compact: bool = True
+    surgery: Surgery,
+    name: str,
+    book: Codebook,
+    shared: Shared | None = None,
+    *,
+    storage: Storage = "packed",
 ) -> tuple[list[gs.Node], gs.Variable]:
     """New nodes, in no graph yet, that hold `book`, and the tensor they give.
 
-    shared: small constants that several weights need, filled here. compact: see `index_form`.
+    shared: small constants that several weights need, filled here. storage: see `index_form`.
     """
     shared = {} if shared is None else shared
     values = surgery.constant(f"{name}_codebook", book.values.reshape(-1))
-    opset = next((o.version for o in surgery.model.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
-    form = index_form(book.clusters, book.indices.size, opset, compact=compact)
+    opset = opset_of(surgery.model)
+    form = index_form(book.clusters, book.indices.size, opset, storage)
     packing = form if isinstance(form, Packing) else None
     kind = np.int64 if packing is not None and packing.width > 3 else np.int32
     small = packing.pack(book.indices) if packing is not None else book.indices.astype(form)

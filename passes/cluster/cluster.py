@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from onnx_compress.contract import Change, Result, Skip
+from onnx_compress.model.codebook import opset_of
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.cluster.allocate import MOST, Choice, keep_size, keep_tolerance, keep_weights
 from onnx_compress.passes.cluster.palettes import TERNARY, Style
 from onnx_compress.passes.cluster.study import Study
 from onnx_compress.passes.cluster.weights import find_weights
 from onnx_compress.recipe import option
+from onnx_compress.runtime.agreement import Reference
+from onnx_compress.runtime.opset import raised
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +30,8 @@ BITS = 5
 TOLERANCE = 0.01  # relative output error on held-out data
 WEIGHT_TOLERANCE = 1e-4  # relative error of a weight, where there is no data to measure outputs on
 OPSET = 7  # before it, Add does not broadcast by itself
+FOUR_BITS, TWO_BITS, FEW = 21, 25, 4  # opsets that have these types, and what indices of 2 bits tell apart
+TRIED = 8  # samples on which a model raised to another opset must give the same
 NOTE = (
     "clustered weights save disk and download, not memory: onnxruntime unfolds them when it loads the model"
 )
@@ -59,7 +64,9 @@ class Cluster:
     rounding: Literal["gptq", "nearest"] = option(
         "gptq", "gptq: aim at the original's outputs, later weights make up for earlier ones"
     )
-    storage: Literal["packed", "bytes"] = option("packed", "indices in the bits they need, or a byte each")
+    storage: Literal["packed", "typed", "bytes"] = option(
+        "packed", "indices in the bits they need; in ONNX's 4 and 2-bit types (opset 21, 25); a byte each"
+    )
     exclude: str | None = option(None, "regular expression on the names of nodes to leave alone")
 
     def __post_init__(self) -> None:
@@ -82,11 +89,13 @@ class Cluster:
 
     def apply(self, job: Job) -> Result:
         """The model with its weights clustered where that keeps to the bound, and the reasons where not."""
-        opset = next((o.version for o in job.model.proto.opset_import if o.domain in ("", "ai.onnx")), 1)
+        opset = opset_of(job.model)
         if opset < OPSET:
             return Result(job.model, skips=[Skip("(model)", f"opset {opset} is too old: it needs {OPSET}")])
+        given = job.model
+        job, notes = self._raised(job)
         style = Style(self.codebook, self.granularity)
-        study = Study(job, style, exclude=self.exclude, compact=self.storage == "packed")
+        study = Study(job, style, exclude=self.exclude, storage=self.storage)
         if not study.weights:
             return Result(job.model, skips=study.skips)
         data = None if job.data is None or job.data.random else job.data
@@ -97,7 +106,22 @@ class Cluster:
         choice, skips, warnings = self._choose(study, job, aimed, held)
         if choice.solution is None and aimed is not None:
             choice = Choice(choice.clusters, study.solve(_changed(study, choice), aimed))
-        return _result(study, choice, [*study.skips, *skips], warnings)
+        return _result(study, choice, [*study.skips, *skips, *notes], warnings, given)
+
+    def _raised(self, job: Job) -> tuple[Job, list[Skip]]:
+        """The job with its model in an opset that has the types asked for, where onnx's converter leaves its outputs as they are."""
+        if self.storage != "typed":
+            return job, []
+        few = self.codebook == "ternary" or (self.clusters or 2 ** (self.bits or MOST)) <= FEW
+        notes: list[Skip] = []
+        for needed, lacks in ((TWO_BITS, "2-bit types"), (FOUR_BITS, "4-bit types"))[0 if few else 1 :]:
+            found: Model | str = "there are no samples to check a converted model on"
+            if job.data is not None:
+                found = raised(job.model, needed, lacks, Reference(job.model, job.data.take(TRIED)).error)
+            if not isinstance(found, str):
+                return replace(job, model=found), notes
+            notes.append(Skip("(model)", f"{found}; indices take more bits than they need"))
+        return job, notes
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:  # noqa: ARG002 - weights need no shapes
         """Every weight that could be clustered, and why the others are left alone."""
@@ -144,8 +168,8 @@ def _changed(study: Study, choice: Choice) -> list[int | None]:
     ]
 
 
-def _result(study: Study, choice: Choice, skips: list[Skip], warnings: list[str]) -> Result:
-    """The model with what gains in size stored as codebooks, and the report of it."""
+def _result(study: Study, choice: Choice, skips: list[Skip], warnings: list[str], given: Model) -> Result:
+    """The model with what gains in size stored as codebooks, and the report of it; or `given`, where nothing does."""
     chosen = _changed(study, choice)
     changes = []
     for number, (weight, count) in enumerate(zip(study.weights, choice.clusters, strict=True)):
@@ -165,7 +189,7 @@ def _result(study: Study, choice: Choice, skips: list[Skip], warnings: list[str]
         was = f"{weight.values.dtype} {shape}" if before is None else f"{before.clusters} values"
         changes.append(Change(weight.name, "cluster", was, _words(book), error))
     if all(count is None for count in chosen):
-        return Result(study.job.model, skips=skips, warnings=warnings)
+        return Result(given, skips=skips, warnings=warnings)
     return Result(study.stored(chosen, choice.solution), changes, skips, warnings=[*warnings, NOTE])
 
 

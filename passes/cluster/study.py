@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.model.codebook import unfold
+from onnx_compress.model.codebook import opset_of, unfold
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.codebooks import fitted
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.contract import Job
-    from onnx_compress.model.codebook import Codebook, Shared
+    from onnx_compress.model.codebook import Codebook, Shared, Storage
     from onnx_compress.model.document import Model
     from onnx_compress.passes.cluster.aims import Aim
     from onnx_compress.passes.cluster.palettes import Style
@@ -59,11 +59,12 @@ class Study:
     base: the model with every weight a plain constant, and a bias of its own for each layer that can have one.
     """
 
-    def __init__(self, job: Job, style: Style, *, exclude: str | None, compact: bool = True) -> None:
+    def __init__(self, job: Job, style: Style, *, exclude: str | None, storage: Storage = "packed") -> None:
         self.job = job
         self.style = style
         self.exclude = exclude
-        self.compact = compact
+        self.storage = storage
+        self.opset = opset_of(job.model)
         self.threads = job.clock.threads if job.clock is not None else 0
         found, self.skips = find_weights(Surgery(job.model), exclude)
         self.before = [weight.book for weight in found]
@@ -103,7 +104,7 @@ class Study:
             layout, mass = self.layouts[number], self.masses.get(number)
             values = self.weights[number].values
             book = closest(layout, values, mass, self.style, clusters)
-            if book.axis is not None and book.nbytes + OVERHEAD >= values.nbytes:
+            if book.axis is not None and book.nbytes(self.opset, self.storage) + OVERHEAD >= values.nbytes:
                 book = closest(layout, values, mass, self.style.whole, clusters)
             self._books[key] = book
         return self._books[key]
@@ -120,9 +121,9 @@ class Study:
         """Bytes of the weight in the file, with this many values or (None) as it is."""
         if clusters is None:
             before = self.before[number]
-            return int(self.weights[number].values.nbytes) if before is None else before.nbytes
+            return int(self.weights[number].values.nbytes) if before is None else before.nbytes(self.opset)
         book = self.book(number, clusters)
-        return (book.nbytes if self.compact else book.nbytes_unpacked) + OVERHEAD
+        return book.nbytes(self.opset, self.storage) + OVERHEAD
 
     def dense(self, clusters: Sequence[int | None], solution: Solution | None = None) -> Model:
         """The model with weight i of `clusters[i]` values (None: as it is), each as a plain constant: for trying.
@@ -147,7 +148,7 @@ class Study:
             count = clusters[number]
             if count is not None:
                 book = self._correct(surgery, weights[number], number, count, solution)
-                replace_stored(surgery, weights[number], book, shared, compact=self.compact)
+                replace_stored(surgery, weights[number], book, shared, self.storage)
         return surgery.commit()
 
     def solve(self, clusters: Sequence[int | None], data: Data) -> Solution:

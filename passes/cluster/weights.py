@@ -11,7 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Skip
-from onnx_compress.model.codebook import Codebook, Shared, codebook_of, store
+from onnx_compress.model.codebook import Codebook, Shared, Storage, codebook_of, store
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,11 +121,11 @@ def replace_dense(surgery: Surgery, weight: Weight, values: Array) -> None:
 
 
 def replace_stored(
-    surgery: Surgery, weight: Weight, book: Codebook, shared: Shared, *, compact: bool = True
+    surgery: Surgery, weight: Weight, book: Codebook, shared: Shared, storage: Storage
 ) -> None:
     """Puts `book`, stored as a codebook, in the weight's place, before everything that may read it."""
     name = weight.tensor.name.removesuffix("_clustered")
-    nodes, tensor = store(surgery, name, book, shared, compact=compact)
+    nodes, tensor = store(surgery, name, book, shared, storage=storage)
     _redirect(weight, tensor)
     weight.graph.nodes[0:0] = nodes
 
