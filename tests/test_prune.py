@@ -51,6 +51,72 @@ def test_a_budget_is_met(model: Model, data: Data) -> None:
     assert 0.40 <= after / before <= 0.505  # the least that one unit saves is far below 10 %
 
 
+def macs(model: Model) -> int:
+    return cost(model, infer(model, {"x": (1, 1, 12, 12)})).macs
+
+
+CHAIN = """g (float[N,1,12,12] x, float[8,1,3,3] w1, float[8] wb, float[16,8,3,3] w2, float[16] wd, float[12,16,3,3] w3, float[12] wc,
+    float[4,12,1,1] w4) => (float[N,4,6,6] y) {
+    a = Conv(x, w1, wb)
+    b = Relu(a)
+    c = Conv(b, w2, wd)
+    d = Relu(c)
+    e = Conv(d, w3, wc)
+    f = Relu(e)
+    y = Conv(f, w4) }"""
+
+
+@pytest.fixture(scope="module")
+def chain() -> tuple[Model, Data]:
+    loaded = Model.from_proto(parse(CHAIN))
+    x = np.random.default_rng(0).normal(size=(96, 1, 12, 12)).astype(np.float32)
+    return loaded, open_data([{"x": x}], input_specs(loaded), samples=96)
+
+
+@pytest.mark.parametrize("budget", ["macs", "params"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"steps": 3},
+        {"scope": "layer"},
+        {"round_to": 4},
+        {"exclude": "Conv_2"},
+        {"steps": 2, "scope": "layer"},
+    ],
+)
+def test_every_option_goes_with_a_budget(
+    chain: tuple[Model, Data], budget: str, options: dict[str, Any]
+) -> None:
+    """0.6 of the work or of the weights is left, less what whole units cost: a third of it at most."""
+    model, data = chain
+    result = run(model, data, **{budget: 0.6, "round_to": 1, **options})
+    check(result.model)
+    measured = {"macs": macs, "params": params}[budget]
+    assert 0.4 <= measured(result.model) / measured(model) <= 0.61
+    widths = {t.name: t.dims[0] for t in result.model.proto.graph.initializer if len(t.dims) == 4}
+    if "round_to" in options:
+        assert all(width % 4 == 0 for width in widths.values())
+    if "exclude" in options:
+        assert widths["w2"] == 16
+        assert any(skip.why == "excluded" for skip in result.skips)
+
+
+def params(model: Model) -> int:
+    return sum(
+        int(np.prod(t.dims)) for t in model.proto.graph.initializer if t.name in {"w1", "w2", "w3", "w4"}
+    )
+
+
+def test_the_layers_share_alike_with_scope_layer(chain: tuple[Model, Data]) -> None:
+    """Every kind keeps the same share, as near as whole units allow."""
+    model, data = chain
+    result = run(model, data, macs=0.5, round_to=1, scope="layer")
+    kept = [int(change.after) / int(change.before) for change in result.changes]
+    assert len(kept) == 3
+    assert max(kept) - min(kept) <= 1 / 8
+
+
 def test_repair_beats_bias_beats_none(model: Model, data: Data) -> None:
     """Least squares can do what the bias can, and the bias what nothing can."""
     errors = [

@@ -105,6 +105,20 @@ def even(choices: Sequence[Choice], keep: float) -> list[int]:
     return numbers
 
 
+def evenly(choices: Sequence[Choice], left: Callable[[list[int]], float], budget: float) -> list[int]:
+    """The largest share of every kind with which at most `budget` of the work is left, to a thousandth."""
+    low, high = 0.0, 1.0
+    best = even(choices, low)
+    for _ in range(10):
+        middle = (low + high) / 2
+        numbers = even(choices, middle)
+        if left(numbers) <= budget:
+            best, low = numbers, middle
+        else:
+            high = middle
+    return best
+
+
 def _cover(units: Sequence[Unit]) -> dict[tuple[str, int], Array]:
     """The indices of each weight axis that these units take."""
     pieces: dict[tuple[str, int], list[Array]] = {}

@@ -12,7 +12,7 @@ from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.prune.allocate import at_price, chosen, even, prices, to_budget
+from onnx_compress.passes.prune.allocate import at_price, chosen, even, evenly, prices, to_budget
 from onnx_compress.passes.prune.criteria import DATA_FREE, Criterion
 from onnx_compress.passes.prune.cut import Repair  # noqa: TC001 - read as the type of an option
 from onnx_compress.passes.prune.latency import Stopwatch, to_latency
@@ -193,8 +193,10 @@ class Prune:
     def _to_budget(self, job: Job, plan: Plan, budget: str) -> tuple[list[Unit], str]:
         """The units to remove, layer by layer or without data to judge by, and a warning where that is too few."""
         keep = float(getattr(self, budget))
-        if budget == "channels" or self.scope == "layer":
+        if budget == "channels":
             numbers = even(plan.choices, keep)
+        elif self.scope == "layer":
+            numbers = evenly(plan.choices, plan.left, keep)
         else:
             numbers = to_budget(plan.choices, plan.left, keep)
         units = chosen(plan.choices, numbers)

@@ -80,6 +80,9 @@ def _silent(done: int, total: int, what: str) -> None:
 
 
 def _same_tensors(original: Model, model: Model) -> bool:
-    """Whether every tensor of `model` is one of the original's too, so that it can be aimed at."""
+    """Whether every tensor of `model` is one of the original's too and as wide, so that it can be aimed at."""
     names = {name for node in original.proto.graph.node for name in node.output}
-    return all(name in names for node in model.proto.graph.node for name in node.output)
+    sizes = {tensor.name: list(tensor.dims) for tensor in original.proto.graph.initializer}
+    return all(name in names for node in model.proto.graph.node for name in node.output) and all(
+        sizes.get(tensor.name, tensor.dims) == list(tensor.dims) for tensor in model.proto.graph.initializer
+    )
