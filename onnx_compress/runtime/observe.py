@@ -15,6 +15,7 @@ from onnx_compress.runtime.grams import Crosses, LayerSums, Sums, plan
 from onnx_compress.runtime.requests import (
     CrossGram,
     CrossStat,
+    Extremes,
     Gram,
     GramStat,
     Histogram,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CrossGram",
     "CrossStat",
+    "Extremes",
     "Gram",
     "GramStat",
     "Histogram",

@@ -25,6 +25,14 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Extremes:
+    """The least and the greatest value of a tensor for each index of `axis`: two arrays."""
+
+    tensor: str
+    axis: int = 1
+
+
+@dataclass(frozen=True)
 class Moments:
     """Mean and variance of a tensor for each index of `axis` (None: of all values)."""
 
@@ -68,7 +76,7 @@ class CrossGram:
     minus: str | None = None
 
 
-Request = Range | Moments | Histogram | ZeroFraction | Gram | CrossGram
+Request = Range | Extremes | Moments | Histogram | ZeroFraction | Gram | CrossGram
 
 
 class MomentStat(NamedTuple):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from onnx_compress.runtime.requests import (
+    Extremes,
     Histogram,
     HistogramStat,
     Moments,
@@ -61,11 +62,13 @@ class Statistic(Protocol):
         """The statistic of every batch so far."""
 
 
-def statistic(request: Range | Moments | Histogram | ZeroFraction) -> Statistic:
+def statistic(request: Range | Extremes | Moments | Histogram | ZeroFraction) -> Statistic:
     """An empty statistic of the kind asked for."""
     match request:
         case Range():
             return _Range()
+        case Extremes(axis=axis):
+            return _Extremes(axis)
         case Moments(axis=axis):
             return _Moments(axis)
         case Histogram(bins=bins):
@@ -83,6 +86,24 @@ class _Range:
 
     def value(self) -> tuple[float, float]:
         return (self.low, self.high) if self.low <= self.high else (0.0, 0.0)
+
+
+class _Extremes:
+    def __init__(self, axis: int) -> None:
+        self.axis = axis
+        self.low: Any = math.inf
+        self.high: Any = -math.inf
+
+    def update(self, values: Values) -> None:
+        x = _around(values.x, self.axis)
+        where: Any = True if values.finite is None else _around(values.finite, self.axis)
+        self.low = np.minimum(self.low, x.min(axis=(0, 2), initial=math.inf, where=where))
+        self.high = np.maximum(self.high, x.max(axis=(0, 2), initial=-math.inf, where=where))
+
+    def value(self) -> tuple[Array, Array]:
+        """Zeros where nothing was finite."""
+        none = self.low > self.high
+        return tuple(np.where(none, 0.0, np.asarray(end, np.float64)) for end in (self.low, self.high))  # type: ignore[return-value]
 
 
 class _Moments:

@@ -81,7 +81,7 @@ def weights_alone(search: Search) -> Found:
         return search.in_float(model)
     excluded = set(options.kept(model))
     limit = 2 ** (options.bits - 1) - 1
-    rounded = _rounded(search, model, limit) if options.rounding == "gptq" else {}
+    rounded = _rounded(search, model, limit) if options.rounding != "nearest" else {}
 
     def build(out: set[str]) -> tuple[Model, list[Stored]]:
         return weight_only(model, excluded | out, rounded, limit)

@@ -54,7 +54,13 @@ class Int8:
     activations: Literal["uint8", "int8", "uint16", "float", "dynamic"] = option(
         "uint8", "type of the activations; float: weights alone; dynamic: scales at run time"
     )
-    rounding: Literal["gptq", "nearest"] = option("gptq", "how weights are rounded")
+    rounding: Literal["gptq", "nearest", "adaround"] = option("gptq", "how weights are rounded")
+    equalize: Literal["auto"] | bool = option(
+        "auto", "balance channels between layers; auto: where it lowers the measured error"
+    )
+    smooth: Literal["auto"] | bool = option(
+        "auto", "balance channels between a LayerNormalization and its layers"
+    )
     bias_correction: bool = option(True, "restore the mean of each layer's output")
     reduce_range: Literal["auto"] | bool = option(
         "auto", "7-bit weights, where sums of 8-bit products may saturate"

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics import rounding
+from onnx_compress.numerics.adaround import adaround
 from onnx_compress.passes.int8 import ranges
 from onnx_compress.passes.int8.emit import emit
 from onnx_compress.passes.int8.kinds import FIXED
@@ -107,7 +108,7 @@ class Quantizer:
             wanted |= {name for names in sources(self.graph, placement).values() for name in names}
             wanted |= set(placement.group)
         self._see(sorted(wanted))
-        if self.choices.rounding == "gptq":
+        if self.choices.rounding != "nearest":
             self._round()
         elif self.choices.bias_correction:
             self._average()
@@ -238,7 +239,11 @@ class Quantizer:
         for where, grams in stat.blocks():
             for group in range(len(rows)):
                 codes[group][:, where] = compensated(
-                    rows[group][:, where], grams[group], steps[group].astype(np.float64), self.choices.bits
+                    rows[group][:, where],
+                    grams[group],
+                    steps[group].astype(np.float64),
+                    self.choices.bits,
+                    self.choices.rounding,
                 )
         kernel = weight.shape[2:] if node.op.startswith("Conv") else ()
         self.rounded[name] = (weight_from_rows(node, codes, kernel), scale, stat.mean)
@@ -269,12 +274,15 @@ def _corrected(node: gs.Node, weight: Array, made: LayerWeight, mean: Array) -> 
     return corrected
 
 
-def compensated(rows: Array, gram: Array, scale: Array, bits: int) -> Array:
-    """GPTQ codes, but for rows (of N) where the nearest codes have the smaller E|(w − Q)ᵀ x|²."""
+def compensated(rows: Array, gram: Array, scale: Array, bits: int, method: str = "gptq") -> Array:
+    """The codes of GPTQ or AdaRound, but for rows (of N) where the nearest codes have the smaller E|(w − Q)ᵀ x|²."""
     near = rounding.nearest(rows, scale, bits)
     if not np.trace(gram) > 0:
         return near
-    found = rounding.gptq(rows, gram, scale, bits, act_order=True)
+    if method == "adaround":
+        found = adaround(rows, gram, scale, bits)
+    else:
+        found = rounding.gptq(rows, gram, scale, bits, act_order=True)
     errors = [rows - codes * scale[:, np.newaxis] for codes in (found, near)]
     first, second = (np.einsum("nk,nk->n", error @ gram, error) for error in errors)
     better: Array = np.where((first < second)[:, np.newaxis], found, near)

@@ -10,7 +10,9 @@ from onnx_compress.contract import Change, Skip
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.fallback import hold
 from onnx_compress.passes.int8.kinds import FLOAT_ONLY, LAYERS, weight_of
+from onnx_compress.passes.int8.migrate import balanced
 from onnx_compress.passes.int8.opset import raised
+from onnx_compress.passes.int8.quantizer import Choices
 from onnx_compress.passes.int8.storage import Stored, store
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.observe import Moments, observe
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     Build = Callable[[set[str]], tuple[Model, list[Stored]]]
 
+LOOKED = 32  # samples on which ranges are seen for a quick look
 SENSED = 32  # held-out samples by which layers are ranked
 CLOSE = 0.9  # of float's speed: from here on a busy machine may be mistaken
 MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
@@ -64,6 +67,7 @@ class Search:
         model = raised(job.model, same.error, self.options.opset)
         if isinstance(model, str):
             return self.in_float(model)
+        model = self._balanced(model)
         quantizer = self.options.quantizer(model, self.fit, job)
         if not quantizer.layers:
             return self.in_float(None, quantizer.quantized()[1])
@@ -88,6 +92,27 @@ class Search:
                 f"with any layer in int8 the output error is over the tolerance of {self.options.tolerance:g}"
             )
         return self._found(quantizer, *best[:2], followers=error <= less)
+
+    def _balanced(self, model: Model) -> Model:
+        """The model after equalization and smoothing: which of them, quantized quickly, has the smaller error."""
+        options, threads = self.options, self.job.clock.threads
+        quick = Reference(self.job.original, self.held.take(SENSED), threads=threads).error
+        choices = Choices(
+            options.calibrate,
+            options.weights == "per-channel",
+            options.codes,
+            "nearest",
+            bias_correction=False,
+            rules=options.rules,
+        )
+
+        def error(candidate: Model) -> float:
+            return quick(
+                options.quantizer(candidate, self.fit.take(LOOKED), self.job, choices).quantized()[0]
+            )
+
+        wanted = {True: options.smooth, False: options.equalize}
+        return balanced(model, self.fit, set(options.kept(self.job.model)), wanted, error, threads)[0]
 
     def in_time(self, found: Found) -> Found:
         """What was found, unless the clock prefers float; a close call is timed again, and the second timing decides."""
