@@ -18,7 +18,7 @@ import typer
 from onnx_compress import options as o  # noqa: TC001 - typer reads the annotations
 from onnx_compress.completion import ASKED, complete_pass, name_run
 from onnx_compress.errors import CompressError, ThresholdError, UsageError
-from onnx_compress.terminal import failed, progress_line, show, terminal, unwritable
+from onnx_compress.terminal import failed, interruptible, progress_line, show, terminal, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -43,6 +43,7 @@ MEASURED = (
     "batch",
     "seed",
 )  # of run and verify
+INTERRUPTED = 130  # the exit code, and typer's for Ctrl-C
 COMMANDS = ("run", "inspect", "verify", "pack", "unpack", "passes")
 Name = Annotated[str | None, typer.Argument(metavar="NAME", help="One pass.", autocompletion=complete_pass)]
 Source = Annotated[str, typer.Argument(metavar="IN", help="The model to compress.")]
@@ -58,16 +59,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verbose = "-v" in words or "--verbose" in words
     try:
-        name_run(COMMANDS)
-        command = typer.main.get_command(app)
-        words = words if ASKED in os.environ else with_command(words)
-        code = command.main(words, prog_name="onnx-compress", standalone_mode=False)
+        with interruptible():
+            name_run(COMMANDS)
+            command = typer.main.get_command(app)
+            words = words if ASKED in os.environ else with_command(words)
+            code = command.main(words, prog_name="onnx-compress", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
     except CompressError as error:
         return failed(str(error), error.exit_code, error if verbose else None)
     except typer.TyperException as error:
         return failed(f"{error.format_message()} (--help lists the words)", 2, None)
     except (KeyboardInterrupt, typer.Abort):
-        return failed("interrupted; nothing was written", 130, None)
+        return failed("interrupted; no file is half written", INTERRUPTED, None)  # > a report may be missing
     except SystemExit:  # typer's way with a reader of --help that went away
         return 0
     except OSError as error:

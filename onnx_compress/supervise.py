@@ -215,6 +215,11 @@ class _Child:
                 f"the worker process was killed {self._where()}, most likely for lack of memory; "
                 "nothing was written; use fewer --samples or a smaller --memory-limit"
             )
+        if code == -signal.SIGBUS:
+            return LimitError(
+                f"a file of the model or of the data ended early, or the disk failed, {self._where()} (SIGBUS): it must not "
+                "change during the run; nothing was written"
+            )
         what = f"crashed with {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         return LimitError(f"native code {what} {self._where()}; nothing was written; {advice}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_compress.errors import LimitError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 LONGEST = 1000  # letters of a failure: onnxruntime's own words go on and on, and a name may have a megabyte
@@ -24,6 +25,22 @@ def progress_line(*, show: bool) -> contextlib.AbstractContextManager[Callable[[
     from onnx_compress.report.bars import show_progress
 
     return show_progress()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside the block SIGTERM and SIGHUP end the command as Ctrl-C does; one that is ignored (nohup) stays so."""
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None))]
+    before = {}
+    with contextlib.suppress(ValueError):  # > in a thread, where no handler can be set
+        for number in numbers:
+            if signal.getsignal(number) == signal.SIG_DFL:
+                before[number] = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def terminal() -> dict[str, Any]:

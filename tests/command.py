@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -48,14 +49,27 @@ class Command:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def run(self, words: Sequence[str], folder: Path, scratch: Path, seconds: float = 30.0) -> Outcome:
-        """The command with these words in `folder`, its temporary files in `scratch`; killed after `seconds`."""
+    def run(
+        self,
+        words: Sequence[str],
+        folder: Path,
+        scratch: Path,
+        seconds: float = 30.0,
+        *,
+        stop: int = signal.SIGKILL,
+    ) -> Outcome:
+        """The command with these words in `folder`, its temporary files in `scratch`; after `seconds` it gets `stop`.
+
+        The code of one that was killed is 999.
+        """
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
         with tempfile.TemporaryDirectory() as streams:
             ask = {"words": list(words), "folder": str(folder), "scratch": str(scratch)}
-            process.stdin.write(json.dumps({**ask, "streams": streams, "seconds": seconds}) + "\n")
+            process.stdin.write(
+                json.dumps({**ask, "streams": streams, "seconds": seconds, "stop": int(stop)}) + "\n"
+            )
             process.stdin.flush()
             found = json.loads(process.stdout.readline())
             out, err = ((Path(streams) / name).read_text(errors="replace") for name in ("out", "err"))
@@ -92,13 +106,13 @@ def _serve() -> None:
         child = os.fork()
         if not child:
             _command(asked)
-        status, usage, late = _wait(child, start + asked["seconds"])
-        code = 999 if late else os.waitstatus_to_exitcode(status)
+        status, usage, late = _wait(child, start + asked["seconds"], asked["stop"])
+        code = 999 if late and os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
         answer = {"code": code, "seconds": time.monotonic() - start, "peak": usage.ru_maxrss * 1024}
         print(json.dumps(answer), flush=True)  # noqa: T201 - the answer
 
 
-def _wait(child: int, until: float) -> tuple[int, Any, bool]:
+def _wait(child: int, until: float, stop: int) -> tuple[int, Any, bool]:
     late, pause = False, 0.001
     while True:
         found, status, usage = os.wait4(child, 0 if late else os.WNOHANG)
@@ -108,7 +122,7 @@ def _wait(child: int, until: float) -> tuple[int, Any, bool]:
         pause = min(2 * pause, 0.02)
         if time.monotonic() > until:
             late = True
-            os.kill(child, 9)
+            os.kill(child, stop)
 
 
 def _command(asked: dict[str, Any]) -> None:
@@ -116,6 +130,10 @@ def _command(asked: dict[str, Any]) -> None:
     from onnx_compress import cli, supervise
 
     code = 998
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    # > it is ignored in what a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(BaseException):
         for name, number in (("out", 1), ("err", 2)):
             descriptor = os.open(Path(asked["streams"]) / name, os.O_CREAT | os.O_WRONLY, 0o600)

@@ -74,6 +74,13 @@ def full(progress):
 def refused(progress):
     raise PermissionError(13, "Permission denied", "/place")
 
+def cut(path, progress):
+    import mmap
+    with open(path, "r+b") as file:
+        view = mmap.mmap(file.fileno(), 0)
+        file.truncate(0)
+    return sum(view[::4096])
+
 def mapped(path, progress):
     import mmap
     with open(path, "rb") as file:
@@ -158,6 +165,12 @@ def test_mapped_file_does_not_count_as_memory(tmp_path: Path) -> None:
     with file.open("wb") as handle:
         handle.truncate(600_000_000)
     assert call("fake_jobs:mapped", {"path": str(file)}, memory=300_000_000) == 0
+
+
+def test_file_that_ends_early_while_it_is_mapped_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(bytes(100_000))
+    with pytest.raises(LimitError, match=r"ended early.*SIGBUS.*nothing was written"):
+        call("fake_jobs:cut", {"path": str(tmp_path / "data")})
 
 
 def ended(pid: int) -> bool:

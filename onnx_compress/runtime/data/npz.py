@@ -37,11 +37,12 @@ def npz_piece(path: Path) -> Piece:
     """
     entries: dict[str, Entry] = {}
     try:
+        check = _guard(path)
         with zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 if info.filename.endswith(".npy"):
                     name = info.filename.removesuffix(".npy")
-                    entries[name] = _entry(path, archive, info)
+                    entries[name] = _entry(path, archive, info, check)
     except zipfile.BadZipFile as error:
         raise InputError(f"{path}: not an npz file, or truncated") from error
     except _UNREADABLE as error:
@@ -49,7 +50,23 @@ def npz_piece(path: Path) -> Piece:
     return Piece(str(path), entries)
 
 
-def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
+def _guard(path: Path) -> Callable[[], None]:
+    """What raises InputError once the file is another than it is now."""
+
+    def state() -> tuple[int, ...]:
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+    before = state()
+
+    def check() -> None:
+        if state() != before:
+            raise InputError(f"{path}: changed while it was read; run again with data that stays as it is")
+
+    return check
+
+
+def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, check: Callable[[], None]) -> Entry:
     with archive.open(info) as file:
         version = npy.read_magic(file)
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -63,8 +80,9 @@ def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry
         )
     if info.compress_type == zipfile.ZIP_STORED and np.prod(shape) > 0 and shape:
         offset = _data_offset(path, info) + header
-        return Entry(shape, dtype, _mapping(path, dtype, shape, offset, "F" if fortran else "C"), cheap=True)
-    return Entry(shape, dtype, _loading(path, info.filename))
+        load = _mapping(path, dtype, shape, offset, "F" if fortran else "C", check)
+        return Entry(shape, dtype, load, cheap=True)
+    return Entry(shape, dtype, _loading(path, info.filename, check))
 
 
 def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -81,11 +99,17 @@ def _data_offset(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _mapping(
-    path: Path, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int, order: Any
+    path: Path,
+    dtype: np.dtype[Any],
+    shape: tuple[int, ...],
+    offset: int,
+    order: Any,
+    check: Callable[[], None],
 ) -> Callable[[], Array]:
     def load() -> Array:
         # mapped anew for every read: pages of a mapping that lives on count as resident
         try:
+            check()
             return np.memmap(path, dtype, "r", offset, shape, order)
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {_one_line(error)}") from error
@@ -93,9 +117,10 @@ def _mapping(
     return load
 
 
-def _loading(path: Path, member: str) -> Callable[[], Array]:
+def _loading(path: Path, member: str, check: Callable[[], None]) -> Callable[[], Array]:
     def load() -> Array:
         try:
+            check()
             with zipfile.ZipFile(path) as archive, archive.open(member) as file:
                 return npy.read_array(file, allow_pickle=False)
         except (*_UNREADABLE, zipfile.BadZipFile) as error:
