@@ -97,3 +97,10 @@ def test_the_tolerance_leaves_out_what_costs_most() -> None:
     step = halved(chain(exact, tiny), "fp16:tolerance=1e-6").report["passes"][1]
     assert [change["node"] for change in step["changes"]] == ["layer0"]
     assert "tolerance" in step["skips"][0]["why"]
+
+
+def test_without_data_what_halves_cannot_hold_stays() -> None:
+    model = chain(matrix(6), matrix(7) * np.float32(1e-7))
+    step = compress(model.to_proto(), "fp16", verify=False).report["passes"][1]
+    assert [change["node"] for change in step["changes"]] == ["layer0"]
+    assert "too small for halves" in step["skips"][0]["why"]

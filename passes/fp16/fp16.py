@@ -19,9 +19,7 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.fp16.weights import LEAST, find_weights, store
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
-from onnx_compress.runtime.data import random_data
 from onnx_compress.runtime.opset import opset
-from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,7 +29,7 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.data import Data
 
 OLDEST = 6  # opset: before it, Cast is another
-RANDOM_SAMPLES = 16
+ROUNDED = 2.0**-22  # (w − w̃)²/w² of a half at most, where it is not subnormal
 NOTE = "fp16: halves save disk and download, not memory or time: onnxruntime casts them once, when it loads the model"
 
 
@@ -60,8 +58,7 @@ class Fp16:
             why = f"no float32 weight of {LEAST} values or more is left to store in halves"
             return Result(job.model, skips=skips or [Skip("(model)", why)])
         errors = [weight.error() for weight in weights]
-        data = job.data or random_data(input_specs(job.model), RANDOM_SAMPLES, job.seed, job.input_shapes)
-        kept, model = self._within(job, errors, data)
+        kept, model = self._within(job, errors)
         changes = []
         for number, weight in enumerate(weights):
             if number in kept:
@@ -70,8 +67,7 @@ class Fp16:
                     Change(weight.name, "store in halves", f"float32 {shape}", "float16", errors[number])
                 )
             else:
-                why = f"left as it is to keep within the tolerance of {self.tolerance or 0:g}"
-                skips.append(Skip(weight.name, why))
+                skips.append(Skip(weight.name, self._why_not(job.data, errors[number])))
         return Result(model, changes, skips, warnings=[NOTE] if changes else [])
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:  # noqa: ARG002 - weights need no shapes
@@ -80,14 +76,25 @@ class Fp16:
         changes = [Change(weight.name, "store in halves", "float32", "float16") for weight in weights]
         return Result(model, changes, skips)
 
-    def _within(self, job: Job, errors: Sequence[float], data: Data) -> tuple[set[int], Model]:
-        """The most weights, those that lose most left out first, with which the tolerance is kept; and the model."""
+    def _why_not(self, data: Data | None, error: float) -> str:
+        if data is None or data.random:
+            return f"many of its values are too small for halves: its error would be {error:.2g}"
+        return f"left as it is to keep within the tolerance of {self.tolerance or 0:g}"
+
+    def _within(self, job: Job, errors: Sequence[float]) -> tuple[set[int], Model]:
+        """The most weights, those that lose most left out first, with which the tolerance is kept; and the model.
+
+        Without data all that lose no more than rounding to 11 bits does: outputs for random inputs tell nothing here.
+        """
         order = sorted(range(len(errors)), key=lambda number: (errors[number], number))
         everything = set(order)
         model = self._stored(job.model, everything)
         if self.tolerance is None:
             return everything, model
-        _, held = data.split(seed=job.seed)
+        if job.data is None or job.data.random:
+            sound = {number for number in everything if errors[number] <= ROUNDED}
+            return sound, self._stored(job.model, sound)
+        _, held = job.data.split(seed=job.seed)
         reference = Reference(job.original, held, threads=job.clock.threads)
         bound = reference.error(job.model) + self.tolerance
         if reference.error(model) <= bound:
