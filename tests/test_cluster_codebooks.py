@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
 from onnx_compress.contract import Job, Result
+from onnx_compress.errors import InputError
 from onnx_compress.model.codebook import Codebook, codebook_of
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.prepare import prepare
@@ -29,6 +30,7 @@ from onnx_compress.numerics.codebooks import (
 )
 from onnx_compress.numerics.leastsquares import output_error
 from onnx_compress.passes.cluster import Cluster
+from onnx_compress.passes.cluster.aims import Ahead
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.data import open_data
 from onnx_compress.runtime.session import Session, input_specs
@@ -289,3 +291,23 @@ def test_zeros_stay_zero_while_the_rest_is_refitted() -> None:
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Cluster(**options)
+
+
+def test_a_walk_that_stops_leaves_the_rest_at_their_nearest_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a tensor to be held is a sequence: the layers before it stay aimed, and a warning says where it stopped."""
+    source = trained("fashion_mlp")
+    real, seen = Ahead.wanted, []
+
+    def wanted(self: Ahead, *given: Any) -> Any:
+        seen.append(given)
+        if len(seen) > 1:
+            raise InputError("tensor 's' is no array, so a walk cannot hold it")
+        return real(self, *given)
+
+    monkeypatch.setattr(Ahead, "wanted", wanted)
+    data = open_data(str(MODELS / "fashion_calib.npz"), input_specs(source), samples=32)
+    job = Job(source, source, data, 0, cast("Any", None))
+    result = Cluster(bits=4).apply(job)
+    check(result.model)
+    assert len(result.changes) == 3
+    assert any("not aimed" in warning for warning in job.warnings)

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-WIDEST = 8192  # inputs of a layer that is aimed
-GRAMS = 1 << 30  # bytes of a layer's Gram matrices
+WIDEST = 4096  # inputs of a layer that is aimed
+GRAMS = 1 << 28  # bytes of a layer's Gram matrices
 BUDGET = 1 << 30  # bytes of activations held while walking
 FEWEST = 32  # samples, whatever their size
 ROUNDS = 2  # of fitting through a clamp

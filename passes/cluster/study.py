@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_compress.errors import CompressError
 from onnx_compress.model.codebook import opset_of, unfold
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
@@ -174,7 +175,12 @@ class Study:
             self.job.progress(done, len(aims), "codebooks")
             count = clusters[aim.number]
             assert count is not None
-            self._solve(aim, nodes[aim.place], count, ahead, solution)
+            try:
+                self._solve(aim, nodes[aim.place], count, ahead, solution)
+            except CompressError as error:
+                name = self.weights[aim.number].name
+                self.job.warnings.append(f"cluster: {name} and the layers behind it are not aimed: {error}")
+                break
         return solution
 
     def _aimed(self, number: int, count: int | None) -> bool:
