@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 DAMPING = 1e-4  # of the mean diagonal of a Gram matrix: directions that the data hardly shows stay with the plain norm
 SHRINKAGE = 0.02  # of the same, times inputs over columns: few samples say little about many inputs
 CP_EFFORT = 4  # sweeps of cp for one of the others: its parts see less of each other
+MIDDLING = 2000  # inputs of a layer up to which trials are refitted in turn
 SWEEP_WORK = 1e10  # rank times inputs², over all sweeps of one fit: large layers are given fewer
 RIDGE = 1e-2  # of the same: how strongly the target weight is held to the present one
 
@@ -160,10 +161,15 @@ def spectrum_of(layer: Layer, problem: Problem, group: int, method: Method) -> t
     return spectrum(folded(layer, problem, group, method), None) if known is None else known.spectrum
 
 
+def trial_sweeps(layer: Layer) -> int:
+    """The sweeps that a trial is given: of a wide layer the whitened start and one refit behind it must do."""
+    return 2 if layer.weight.shape[2] <= MIDDLING else 0
+
+
 def effort(layer: Layer, form: Form, sweeps: int) -> int:
     """The sweeps that a layer of this size is given: one takes some rank times inputs² multiply-adds."""
     rank = form.inner or form.rank
-    return max(min(sweeps, int(SWEEP_WORK / (rank * layer.weight.shape[2] ** 2))), 1)
+    return min(sweeps, max(int(SWEEP_WORK / (rank * layer.weight.shape[2] ** 2)), 1))
 
 
 def _solve_svd(

@@ -100,7 +100,10 @@ def find_layers(
                 layers.append(read_layer(node, shapes))
                 if node.op in RECURRENT:
                     skips.append(
-                        Skip(node.name, "its recurrent weights stay whole: the operator takes no factors of them")
+                        Skip(
+                            node.name,
+                            "its recurrent weights stay whole: the operator takes no factors of them",
+                        )
                     )
             elif why:
                 skips.append(Skip(node.name, why))

@@ -12,7 +12,7 @@ from onnx_compress.numerics.lowrank import energy
 from onnx_compress.numerics.spatial import spatial_factors, spatial_product
 from onnx_compress.numerics.tucker import tucker_factors, tucker_product
 from onnx_compress.numerics.vbmf import vbmf_rank
-from onnx_compress.passes.svd.aim import alternation, effort, folded, spectrum_of
+from onnx_compress.passes.svd.aim import MIDDLING, alternation, folded, spectrum_of, trial_sweeps
 from onnx_compress.passes.svd.forms import Form, candidates, form_macs, form_params, full_form, thinned
 
 if TYPE_CHECKING:
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 ANCHORS = 4  # forms at which an estimated table is computed in full; between them it follows the estimate
-FEW = 2000  # inputs of a layer from which two anchors must do
-SWEEPS = 2  # of refitting all parts at these
 CP_SWEEPS = 4  # the same of cp, which starts further away
 CP_ANCHORS = 3  # whose errors fall smoothly with the rank
 STEPS = 4096  # of the budget in the share-out
@@ -103,7 +101,7 @@ def _spatial_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> li
                 filters,
                 problem.metric(group),
                 form.rank,
-                sweeps=effort(layer, form, SWEEPS),
+                sweeps=trial_sweeps(layer),
                 problem=alternation(layer, problem, group, "spatial"),
             )
             rest = filters - spatial_product(*parts)
@@ -129,7 +127,7 @@ def _tucker_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> lis
                 problem.metric(group),
                 form.inner,
                 form.rank,
-                sweeps=effort(layer, form, SWEEPS),
+                sweeps=trial_sweeps(layer),
                 problem=alternation(layer, problem, group, "tucker2"),
             )
             rest = cube - tucker_product(*parts)
@@ -183,7 +181,7 @@ def _corrected(
     if problem.grams is None:
         return [float(tail) for tail in tails / problem.energy]
     order = np.argsort(-tails, kind="stable")
-    count = ANCHORS if problem.weight.shape[2] <= FEW else 2
+    count = ANCHORS if problem.weight.shape[2] <= MIDDLING else 2
     picks = order[np.unique(np.linspace(0, len(forms) - 1, count).round().astype(int))]
     least = np.finfo(float).tiny
     ratios = [lost(forms[pick]) / max(tails[pick], 1e-12 * problem.energy, least) for pick in picks]

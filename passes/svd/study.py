@@ -13,7 +13,7 @@ from onnx_compress.errors import InputError
 from onnx_compress.model.cost import cost
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.svd.aim import Problem, plain_problem, solve
+from onnx_compress.passes.svd.aim import Problem, plain_problem, solve, trial_sweeps
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.inputs import input_of, looked_up
 from onnx_compress.passes.svd.layers import Layer, find_layers, name_of
@@ -45,6 +45,12 @@ PROBE_WORK = (
 )  # multiply-adds that all sensitivity probes together may take; the more where nothing else is measured
 POSITIONS = 64  # of a sample's output positions that a Gram matrix takes
 PROBES = (0.75, 0.5, 0.25, 0.1)  # shares of a layer's work (or weights) at which its harm is measured
+FEW, LEAST = (
+    8,
+    2,
+)  # samples from which each layer is probed at two shares only, and that it is probed on at least
+MINIMUM = 48  # samples that are used whatever the model's size
+DATA_WORK = 4e11  # multiply-adds of one run over all samples: of a larger model fewer samples are used
 HELD_OUT = 0.25  # of the data
 
 
@@ -83,6 +89,12 @@ class Study:
         layers, skips = find_layers(Surgery(job.model), shapes, exclude)
         total = cost(job.model, shapes)
         data = job.data if data_aware else None
+        if data is not None and data.samples * total.macs > DATA_WORK:
+            count = min(max(int(DATA_WORK / total.macs), MINIMUM), data.samples)
+            job.warnings.append(
+                f"svd: {count} of {data.samples} samples are used: a run of this model takes long"
+            )
+            data = data.take(count)
         fit, held = (None, None) if data is None else data.split(HELD_OUT, job.seed)
         return cls(job, layers, skips, shapes, total.macs, total.params, data, fit, held)
 
@@ -139,13 +151,15 @@ class Study:
         """
         if self.held is None:
             return
-        work = self.macs * max(len(layers), 1) * len(PROBES)
-        held = self.held.take(min(max(int(PROBE_WORK[enough == math.inf] / max(work, 1)), 8), 128))
+        work = self.macs * max(len(layers), 1)
+        affordable = PROBE_WORK[enough == math.inf] / max(work, 1)  # runs of one sample for each layer
+        shares = PROBES if affordable >= FEW * len(PROBES) else PROBES[1:3]
+        held = self.held.take(min(max(int(affordable / len(shares)), LEAST), 128))
         reference = Reference(self.job.model, held, threads=self.job.clock.threads)
         for number, layer in enumerate(layers):
             self.job.progress(number, len(layers), "sensitivity")
             points: dict[float, float] = {}
-            for share in PROBES:
+            for share in shares:
                 option = min(
                     self.tables[layer.output], key=lambda o: abs(getattr(o, by) - share * getattr(layer, by))
                 )
@@ -164,7 +178,7 @@ class Study:
         key = (output, option.form)
         if key not in self._factors:
             layer = next(layer for layer in self.layers if layer.output == output)
-            self._factors[key] = solve(self.problems[output], layer, option.form)
+            self._factors[key] = solve(self.problems[output], layer, option.form, sweeps=trial_sweeps(layer))
         return self._factors[key]
 
     def build(self, plan: Mapping[str, Option]) -> Model:
