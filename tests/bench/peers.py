@@ -175,7 +175,7 @@ def run(tool: Tool, model: Path, calib: Path, folder: Path, peers: Path | None) 
     else:
         argv = own(model, out, tool.words[0], calib)
     outcome = Outcome(tool.name, tool.family, " ".join(tool.words))
-    started(outcome, argv, out, folder)
+    started(outcome, argv, out, folder, beside=bool(tool.script))
     if tool.packed and outcome.path:
         archive = out.with_suffix(".ocz")
         done = subprocess.run(
@@ -201,12 +201,12 @@ def prune_alike(outcome: Outcome, model: Path, calib: Path, folder: Path) -> Out
     return found
 
 
-def started(outcome: Outcome, argv: Sequence[str], out: Path, folder: Path) -> None:
-    """Runs a tool to its end and notes what it took."""
+def started(outcome: Outcome, argv: Sequence[str], out: Path, folder: Path, *, beside: bool = False) -> None:
+    """Runs a tool to its end and notes what it took. beside: in the scratch folder, where some leave files behind."""
     log = folder / "log.txt"
     with log.open("w") as file:
         start = time.perf_counter()
-        child = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, cwd=folder if beside else None)
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
     outcome.seconds, outcome.peak = time.perf_counter() - start, usage.ru_maxrss * 1024
