@@ -64,14 +64,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             command = typer.main.get_command(app)
             words = words if ASKED in os.environ else with_command(words)
             code = command.main(words, prog_name="onnx-compress", standalone_mode=False)
-        if code == INTERRUPTED:
-            raise KeyboardInterrupt
     except CompressError as error:
         return failed(str(error), error.exit_code, error if verbose else None)
     except typer.TyperException as error:
         return failed(f"{error.format_message()} (--help lists the words)", 2, None)
     except (KeyboardInterrupt, typer.Abort):
-        return failed("interrupted; no file is half written", INTERRUPTED, None)  # > a report may be missing
+        code = INTERRUPTED
     except SystemExit:  # typer's way with a reader of --help that went away
         return 0
     except OSError as error:
@@ -79,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a bug of ours: still one line and an exit code
         line = f"a bug in onnx-compress: {type(error).__name__}: {error}; -v tells where"
         return failed(line, 4, error if verbose else None)
+    if code == INTERRUPTED:
+        return failed("interrupted; no file is half written", code, None)  # > a report may be missing
     return code if isinstance(code, int) else 0
 
 

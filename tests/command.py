@@ -130,8 +130,8 @@ def _command(asked: dict[str, Any]) -> None:
     from onnx_compress import cli, supervise
 
     code = 998
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     # > it is ignored in what a shell runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(BaseException):
