@@ -66,7 +66,9 @@ def _absorb(
         rows[group][:, dead] = 0
         if repair == "least-squares" and alone:
             covariance = centred(gram, mean) if has_bias(reader) else gram
-            rows[group][:, keep] = fitted(before, covariance, keep, damping)
+            # few columns for many inputs: the fit is drawn to the weight as it is
+            level = damping + len(gram) / max(stat.count, 1)
+            rows[group][:, keep] = fitted(before, covariance, keep, level)
         shift[group] = (before - rows[group]) @ mean
     if alone:
         store(reader, rows)
