@@ -33,7 +33,8 @@ OPSET = 7  # before it, Add does not broadcast by itself
 FOUR_BITS, TWO_BITS, FEW = 21, 25, 4  # opsets that have these types, and what indices of 2 bits tell apart
 TRIED = 8  # samples on which a model raised to another opset must give the same
 NOTE = (
-    "clustered weights save disk and download, not memory: onnxruntime unfolds them when it loads the model"
+    "clustered weights save disk and download, not memory: onnxruntime unfolds them when it loads the model, for which "
+    "it takes a few times their dense size"
 )
 
 
