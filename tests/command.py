@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 ROOT = Path(__file__).parents[1]
 
 
@@ -103,6 +104,7 @@ def _serve() -> None:
     for line in sys.stdin:
         asked = json.loads(line)
         start = time.monotonic()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         child = os.fork()
         if not child:
             _command(asked)
@@ -146,6 +148,14 @@ def _command(asked: dict[str, Any]) -> None:
         os.environ["TMPDIR"] = asked["scratch"]
         tempfile.tempdir = None
         supervise.subprocess.Popen = _Forked  # type: ignore[attr-defined]
+        first = vars(cli)["name_run"]
+
+        def begin(commands: Any) -> None:
+            # > what comes before the command's own code is Python's start, not ours
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+            first(commands)
+
+        vars(cli)["name_run"] = begin
         code = cli.main(asked["words"])
         sys.stdout.flush()
         sys.stderr.flush()
