@@ -91,7 +91,7 @@ ISLAND = """
 
 
 def island() -> Model:
-    weights = {
+    weights: dict[str, Array] = {
         "s": np.array(0.05, np.float32),
         "z": np.array(128, np.uint8),
         "wq": RNG.integers(-127, 128, (16, 3, 3, 3)).astype(np.int8),

@@ -197,7 +197,7 @@ def test_what_a_target_cannot_do_is_a_usage_error(spec: str) -> None:
 
 
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_the_clock_of_this_machine_decides_for_this_machine_only(target: str) -> None:
+def test_the_clock_of_this_machine_decides_for_this_machine_only(target: Any) -> None:
     model = residual()
     job = Job(model, model, data_of(model), 0, Clock(1))
     decisions = replace(PLAIN, keep_if="not-slower", target=target).apply(job).decisions
