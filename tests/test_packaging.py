@@ -15,7 +15,7 @@ import sys
 import onnx_compress.passes
 from onnx_compress.cli import main
 names = sorted(kind.name for kind in onnx_compress.passes.PASSES)
-assert names == ["cluster", "int8", "prune", "sparsify", "svd"], names
+assert names == ["cluster", "fp16", "int4", "int8", "prune", "sparsify", "svd"], names
 assert "passes" not in sys.modules
 print(onnx_compress.__version__)
 """
