@@ -14,6 +14,7 @@ import onnx
 from onnx import helper
 
 from onnx_compress.contract import Job, Skip
+from onnx_compress.errors import InputError
 from onnx_compress.model.document import LIMIT, Model, check
 from onnx_compress.model.shapes import infer
 from onnx_compress.runtime.data import Data
@@ -80,6 +81,10 @@ def _branch(search: Search, found: Found, name: str, key: str) -> Found:
     feeds = _record(search, found.model, node.input[0], captured, key == "then_branch")
     if not feeds:
         return _left(found, inside, f"no calibration sample takes the {key.replace('_', ' ')} of {name}")
+    if any(value.dtype.kind not in "fiub" for value in feeds[0].values()):
+        return _left(
+            found, inside, f"the {key.replace('_', ' ')} of {name} reads what is no tensor of numbers"
+        )
     alone = _alone(proto, body, captured, infer(found.model), feeds[0])
     job = search.job
     result = replace(search.options, io="float").apply(
@@ -90,8 +95,12 @@ def _branch(search: Search, found: Found, name: str, key: str) -> Found:
         return _told(found, inside, (), result.skips)
     _splice(proto, body, result.model.to_proto(), f"{name}_{key}")
     spliced = Model.from_proto(proto)
-    check(spliced)
-    if search.judge(spliced) > search.bound:
+    try:
+        check(spliced)
+        error = search.judge(spliced)
+    except InputError as failure:
+        return _left(found, inside, f"its branch does not load in int8: {failure}")
+    if error > search.bound:
         return _left(found, inside, "in int8 its branch takes the output error over the tolerance")
     told = _told(found, inside, tuple(result.changes), result.skips)
     return replace(told, model=spliced)
@@ -148,7 +157,13 @@ def _record(
         for batch in part.take(RECORDED).batches(1):
             values = {**constants, **batch, **session.run(batch, wanted)}
             if bool(np.asarray(values[condition]).reshape(-1)[0]) == taken and size < KEPT:
-                feeds.append({name: np.asarray(values[name]) for name in names})
+                # > a sequence is a list: as an array of objects it is told apart
+                feeds.append(
+                    {
+                        name: np.asarray(v, None if isinstance(v, np.ndarray) else object)
+                        for name, v in ((n, values[n]) for n in names)
+                    }
+                )
                 size += sum(value.nbytes for value in feeds[-1].values())
     return feeds
 
