@@ -86,6 +86,7 @@ def test_a_table_of_known_rank_is_found_again(with_data: bool) -> None:
     data = tokens(model)
     result = svd("svd:params=0.6:keep_if=always:round_to=1:exclude=head", model, data if with_data else None)
     assert [change.node for change in result.changes] == ["embedding"]
+    assert "of its weights" in result.changes[0].after
     x = next(iter(data.batches(64)))["x"]
     expected, found = (Session(m, threads=1).run({"x": x})["y"] for m in (model, result.model))
     np.testing.assert_allclose(found, expected, atol=1e-4)

@@ -80,10 +80,13 @@ class Problem:
         """The damped Gram matrix of one group: what factors are fitted by."""
         if self.grams is None:
             return None
-        if group not in self._metrics:
-            share = max(DAMPING, SHRINKAGE * scarcity(self.weight, self.count))
-            self._metrics[group] = damped(self.grams[group], share)
-        return self._metrics[group]
+        if group in self._metrics:
+            return self._metrics[group]
+        share = max(DAMPING, SHRINKAGE * scarcity(self.weight, self.count))
+        metric = damped(self.grams[group], share)
+        if self.weight.shape[2] <= MIDDLING:  # wide ones are asked for seldom, and take gigabytes together
+            self._metrics[group] = metric
+        return metric
 
     @cached_property
     def parts(self) -> list[LowRank]:
@@ -146,13 +149,11 @@ def folded(layer: Layer, problem: Problem, group: int, method: Method) -> Array:
 
 def alternation(layer: Layer, problem: Problem, group: int, method: Method) -> Alternation | None:
     """The normal equations of one group, made once; None in the Frobenius norm."""
-    gram = problem.metric(group)
-    if gram is None:
-        return None
     key = method, group
-    if key not in problem.alternations:
-        problem.alternations[key] = Alternation(folded(layer, problem, group, method), gram)
-    return problem.alternations[key]
+    if problem.grams is not None and key not in problem.alternations:
+        filters = folded(layer, problem, group, method)
+        problem.alternations[key] = Alternation(filters, problem.metric(group))
+    return problem.alternations.get(key)
 
 
 def spectrum_of(layer: Layer, problem: Problem, group: int, method: Method) -> tuple[Array, Array]:
@@ -175,13 +176,13 @@ def effort(layer: Layer, form: Form, sweeps: int) -> int:
 def _solve_svd(
     problem: Problem, _layer: Layer, form: Form, group: int, _start: list[Array] | None, _sweeps: int
 ) -> list[Array]:
-    return list(balanced(*problem.parts[group].at(form.rank), problem.metric(group)))
+    return list(balanced(*problem.parts[group].at(form.rank), problem.gram(group)))
 
 
 def _solve_spatial(
     problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
 ) -> list[Array]:
-    filters, gram = folded(layer, problem, group, "spatial"), problem.metric(group)
+    filters, gram = folded(layer, problem, group, "spatial"), problem.gram(group)
     known = alternation(layer, problem, group, "spatial")
     first, second = spatial_factors(
         filters,
@@ -201,7 +202,7 @@ def _solve_spatial(
 def _solve_tucker(
     problem: Problem, layer: Layer, form: Form, group: int, start: list[Array] | None, sweeps: int
 ) -> list[Array]:
-    cube, gram = folded(layer, problem, group, "tucker2")[:, :, 0], problem.metric(group)
+    cube, gram = folded(layer, problem, group, "tucker2")[:, :, 0], problem.gram(group)
     known = alternation(layer, problem, group, "tucker2")
     first, core, last = tucker_factors(
         cube,

@@ -99,7 +99,7 @@ def _spatial_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> li
             filters = folded(layer, problem, group, "spatial")
             parts = spatial_factors(
                 filters,
-                problem.metric(group),
+                problem.gram(group),
                 form.rank,
                 sweeps=trial_sweeps(layer),
                 problem=alternation(layer, problem, group, "spatial"),
@@ -124,7 +124,7 @@ def _tucker_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> lis
             cube = folded(layer, problem, group, "tucker2")[:, :, 0]
             parts = tucker_factors(
                 cube,
-                problem.metric(group),
+                problem.gram(group),
                 form.inner,
                 form.rank,
                 sweeps=trial_sweeps(layer),
