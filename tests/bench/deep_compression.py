@@ -161,6 +161,30 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def write(rows: list[dict[str, Any]], peers: list[dict[str, Any]]) -> None:
+    """The files, of what there is so far."""
+    lines = table(rows)
+    for network in NETWORKS:
+        times, before, after = network.paper
+        lines.append(
+            f"| {network.name} | the paper, retrained with labels | {100 - before:.2f} → {100 - after:.2f} | {after - before:.2f} | | | | | | {times}× | | | |"
+        )
+    if peers:
+        lines += [
+            "",
+            "NNCodec on float weights, quantized by itself (its bitstream alone, without the graph):",
+            "",
+        ]
+        lines += ["| network | weights of | qp | bytes | smaller | top-1 % |", "|" + "---|" * 6]
+        lines += [
+            f"| {one['network']} | {one['of']} | {one['qp']} | {one['bytes']:,} | {one['fp32'] / one['bytes']:.1f}× | {one['after']:.2f} |"
+            for one in peers
+        ]
+    (HERE / "deep_compression.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = {"ours": rows, "nncodec": peers}
+    (HERE / "deep_compression.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: list[str] | None = None) -> None:
     """Runs everything and writes the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -196,23 +220,4 @@ def main(argv: list[str] | None = None) -> None:
                         ]
             rows.append(row)
             print(table([row])[-1], flush=True)
-    lines = table(rows)
-    for network in NETWORKS:
-        times, before, after = network.paper
-        lines.append(
-            f"| {network.name} | the paper, retrained with labels | {100 - before:.2f} → {100 - after:.2f} | {after - before:.2f} | | | | | | {times}× | | | |"
-        )
-    if peers:
-        lines += [
-            "",
-            "NNCodec on float weights, quantized by itself (its bitstream alone, without the graph):",
-            "",
-        ]
-        lines += ["| network | weights of | qp | bytes | smaller | top-1 % |", "|" + "---|" * 6]
-        lines += [
-            f"| {one['network']} | {one['of']} | {one['qp']} | {one['bytes']:,} | {one['fp32'] / one['bytes']:.1f}× | {one['after']:.2f} |"
-            for one in peers
-        ]
-    (HERE / "deep_compression.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = {"ours": rows, "nncodec": peers}
-    (HERE / "deep_compression.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            write(rows, peers)
