@@ -165,7 +165,7 @@ def test_the_report_has_the_words_of_schema_1(model: Path, data: Path, tmp_path:
         found
     )
     assert (found["schema"], found["input"], found["output"]) == (1, str(model), None)
-    totals = {"bytes", "params", "macs", "nodes"}
+    totals = {"bytes", "memory", "params", "macs", "nodes"}
     assert found["before"].keys() == found["after"].keys() == totals
     assert found["before"]["bytes"] == model.stat().st_size
     assert found["before"]["macs"] == 48
