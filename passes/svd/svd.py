@@ -166,8 +166,9 @@ def _change(study: Study, layer: Layer, made: Factors, chosen: Option | None) ->
     before = f"{layer.groups} x {n} x {k}" if layer.groups > 1 else f"{n} x {k}"
     if chosen is None:
         return Change(layer.node, "refit", before, before)
-    left = f"{chosen.macs / layer.macs:.2f} of its multiply-adds"
-    if not layer.macs:  # a table
+    if layer.macs:
+        left = f"{chosen.macs / layer.macs:.2f} of its multiply-adds"
+    else:  # a table
         left = f"{chosen.params / layer.params:.2f} of its weights"
     after = f"rank {chosen.form}, {left}"
     error = relative_error(study.problems[layer.output], study.factors(layer.output, chosen))
