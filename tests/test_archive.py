@@ -27,6 +27,7 @@ from onnx_compress.model.packing import Packing
 
 ROOT = Path(__file__).parents[1]
 ZOO = sorted((ROOT / "models").glob("*.onnx"))
+ASSETS = sorted((ROOT.parent / "shared" / "assets").glob("*/*.onnx"))
 TINY = sorted((ROOT / "models" / "tiny").glob("*.onnxtxt"))
 BACKEND = Path(onnx.__file__).parent / "backend" / "test" / "data"
 
@@ -86,6 +87,11 @@ def test_zoo_round_trip(path: Path, tmp_path: Path) -> None:
     assert round_trip(path, tmp_path / "f")["after"]["ratio"] > 1.15
 
 
+@pytest.mark.parametrize("path", ASSETS, ids=lambda path: path.stem)
+def test_assets_round_trip(path: Path, tmp_path: Path) -> None:
+    round_trip(path, tmp_path / "f")
+
+
 @pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
 def test_tiny_round_trip(path: Path, tmp_path: Path) -> None:
     source = tmp_path / "a.onnx"
@@ -127,10 +133,11 @@ def test_taps_that_are_alike_and_rows_of_unlike_spread_beat_their_entropy(
         assert row["coded"] < row["entropy_bytes"] < row["zip"]
 
 
-@pytest.mark.parametrize("spec", ["int8", "cluster:bits=4"])
+@pytest.mark.parametrize("spec", ["int8", "fp16", "int4", "cluster:bits=4"])
 def test_outputs_of_passes_round_trip(spec: str, tmp_path: Path) -> None:
     """Their archive is smaller than zstd's, or packing was not worth its name."""
-    source, data = ROOT / "models" / "fashion_lstm.onnx", ROOT / "models" / "fashion_calib.npz"
+    name = "fashion_mlp" if spec == "int4" else "fashion_lstm"
+    source, data = ROOT / "models" / f"{name}.onnx", ROOT / "models" / "fashion_calib.npz"
     if not (source.exists() and data.exists()):
         pytest.skip("no zoo")
     from onnx_compress import compress
