@@ -78,7 +78,8 @@ class Job:
     model: the model as it now is, prepared; original: the prepared input of the whole run, whose outputs repair aims at;
     data: calibration batches, or None; seed: of every random choice; clock: measures or replays;
     finish: a model as the later passes of the recipe will leave it, quickly (for clock decisions);
-    progress(done, total, what): to be called now and then; batch: samples in one run when the clock decides.
+    progress(done, total, what): to be called now and then; batch: samples in one run when the clock decides;
+    min_sqnr: dB that the outputs must keep, as the user asked of the whole run, or None.
     """
 
     model: Model
@@ -90,6 +91,7 @@ class Job:
     progress: Callable[[int, int, str], None] = silent
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     batch: int = 1
+    min_sqnr: float | None = None
     warnings: list[str] = field(default_factory=list)
 
 

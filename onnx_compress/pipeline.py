@@ -158,6 +158,7 @@ def _line(this: Run, found: Preflight) -> Line:
         this.request.input_shapes,
         this.words.replay,
         this.request.batch,
+        this.request.min_sqnr,
     )
 
 

@@ -43,6 +43,7 @@ class Line:
     input_shapes: dict[str, tuple[int, ...]]
     replay: list[list[Mapping[str, Any]]] | None = None
     batch: int = 1
+    min_sqnr: float | None = None
 
 
 @dataclass
@@ -119,6 +120,7 @@ def _job(
         progress=progress,
         input_shapes=line.input_shapes,
         batch=line.batch,
+        min_sqnr=line.min_sqnr,
     )
     previews = [item for item in later if callable(getattr(item, "preview", None))]
     if not previews:

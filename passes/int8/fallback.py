@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from onnx_compress.model.document import Model
     from onnx_compress.passes.int8.placement import Placement
     from onnx_compress.passes.int8.quantizer import Quantizer
 
     Judge = Callable[[Model], float]
+
+
+RETURNED = 12  # layers at most that are tried in integers again
 
 
 def sensitivities(quantizer: Quantizer, judge: Judge) -> dict[str, float]:
@@ -30,14 +33,15 @@ def hold(
 ) -> tuple[Model, Placement, float] | None:
     """The quantized model with the fewest layers kept in float whose error is within `tolerance`, or None.
 
-    Layers are kept in float in the order of their sensitivity, which `quick` judges; how many is found by bisection.
+    Layers are kept in float in the order of their sensitivity, which `quick` judges; how many is found by bisection. Then
+    each but the last of them, the least sensitive first, goes back where the rest is enough.
     """
     ranked = sorted((-error, name) for name, error in sensitivities(quantizer, quick).items())
 
-    def attempt(count: int) -> tuple[Model, Placement, float]:
+    def attempt(chosen: Sequence[tuple[float, str]]) -> tuple[Model, Placement, float]:
         keep = {
             name: f"in float to keep within the tolerance: alone in int8 it adds an output error of {-error:.2g}"
-            for error, name in ranked[:count]
+            for error, name in chosen
         }
         model, placement = quantizer.quantized(keep, followers=followers)
         return model, placement, judge(model)
@@ -45,9 +49,15 @@ def hold(
     low, high, best = 0, len(ranked), None  # > low is known to miss
     while high - low > 1:
         count = (low + high) // 2
-        tried = attempt(count)
+        tried = attempt(ranked[:count])
         if tried[2] <= tolerance:
             high, best = count, tried
         else:
             low = count
+    kept = ranked[:high]
+    # > errors of layers do not add: one that matters alone may not matter beside those kept already
+    for one in kept[::-1][1 : 1 + RETURNED] if best is not None else ():
+        tried = attempt([other for other in kept if other != one])
+        if tried[2] <= tolerance:
+            best, kept = tried, [other for other in kept if other != one]
     return best

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.model.codebook import unfold
@@ -20,6 +20,7 @@ from onnx_compress.passes.int8.opset import OPSET, OPSET_16, raised
 from onnx_compress.passes.int8.placement import place
 from onnx_compress.passes.int8.quantizer import Choices, Quantizer
 from onnx_compress.passes.int8.search import Found, Search
+from onnx_compress.passes.int8.sensitivity import sensitivity
 from onnx_compress.passes.int8.targets import TARGETS, Rules, check_static, codes_for
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
@@ -28,7 +29,7 @@ from onnx_compress.runtime.machine import products_saturate
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 FREE = ("float", "dynamic")  # forms without calibrated ranges
 RANDOM_SAMPLES = 32
 PREVIEW_SAMPLES = 16
+ROOM_DB = 0.3  # above --min-sqnr on held-out samples: others differ
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,12 @@ class Int8:
             data = made_up(job)
             warnings.append("int8: there is no --data, so the ranges come from random inputs")
         fit, held = data.split()
-        judge = Reference(job.original, held, threads=job.clock.threads).error
+        judge: Callable[[Model], float] = Reference(job.original, held, threads=job.clock.threads).error
         bound = math.inf if self.tolerance is None else self.tolerance
         if self.tolerance is not None and given is not job.original:
             bound += judge(job.model)
+        if job.min_sqnr is not None:
+            judge, bound = within(job, held, bound)
         search = Search(self, job, fit, held, judge, bound, given.nbytes)
         found = self.found(search)
         if found.model is job.model:
@@ -131,6 +135,15 @@ class Int8:
         found = in_branches(search, found)
         # > faster: its file is no smaller than that of weights stored in int8
         return at_run_time(search, found, "always" if self.keep_if == "always" else "faster")
+
+    def sensitivity(self, job: Job) -> list[dict[str, Any]]:
+        """What each layer alone in int8, and all but it, does to the outputs: for `inspect --sensitivity`."""
+        data = job.data or made_up(job)
+        fit, held = data.split()
+        model = raised(unfolded(job.model), lambda _: 0.0, self.opset)
+        if isinstance(model, str) or islands(job.model) is None:
+            return []
+        return sensitivity(job, self.quantizer(model, fit, job), held)
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
         """Every layer that could run in int8, and why the others stay in float: for `onnx-compress inspect`."""
@@ -202,6 +215,22 @@ class Int8:
             names = {node.name for node in Surgery(model).nodes() if pattern.search(node.name)}
             found |= dict.fromkeys(names, f"excluded by exclude={self.exclude}")
         return found
+
+
+def within(job: Job, held: Data, bound: float) -> tuple[Callable[[Model], float], float]:
+    """An error of a model, and its bound, that is met where the relative error meets `bound` and the ratio `min_sqnr`."""
+    reference = Reference(job.original, held, threads=job.clock.threads)
+    least = (job.min_sqnr or 0.0) + ROOM_DB
+    limit = bound if math.isfinite(bound) else 1.0
+
+    def judge(model: Model) -> float:
+        worst = min(
+            (a.sqnr_db for a in reference.agreements(model) if a.sqnr_db is not None), default=math.inf
+        )
+        missed = limit * 10 ** ((least - worst) / 10)
+        return max(missed, reference.error(model)) if math.isfinite(bound) else missed
+
+    return judge, limit
 
 
 def unfolded(model: Model) -> Model:

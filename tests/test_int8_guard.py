@@ -1,0 +1,82 @@
+"""What the pass measures of each layer, and the bounds that it keeps by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+
+from onnx_compress.contract import Job
+from onnx_compress.model.document import Model
+from onnx_compress.passes.int8 import Int8
+from onnx_compress.runtime.agreement import Reference
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.data import open_data
+from onnx_compress.runtime.session import input_specs
+
+if TYPE_CHECKING:
+    from onnx_compress.runtime.data import Data
+
+MODELS = Path(__file__).parents[1] / "models"
+TWO = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[n, 3, 8, 8] x) => (float[n, 4, 6, 6] y) {
+  a = Conv <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x, w1, b1)
+  r = Relu (a)
+  y = Conv <kernel_shape = [3, 3]> (r, w2, b2)
+}
+"""
+
+
+def small() -> tuple[Job, Data]:
+    rng = np.random.default_rng(3)
+    proto = onnx.parser.parse_model(TWO)
+    for node in proto.graph.node:
+        node.name = node.output[0]
+    shapes = {"w1": (6, 3, 3, 3), "b1": (6,), "w2": (4, 6, 3, 3), "b2": (4,)}
+    for name, shape in shapes.items():
+        value = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    model = Model.from_proto(proto)
+    data = open_data([{"x": rng.standard_normal((32, 3, 8, 8)).astype(np.float32)}], input_specs(model))
+    return Job(model, model, data, 0, Clock(1)), data
+
+
+def test_of_two_layers_one_alone_in_int8_is_the_other_alone_in_float() -> None:
+    rows = Int8(equalize=False).sensitivity(small()[0])
+    errors = {(row["where"], row["share"]): row["error"] for row in rows}
+    assert len(rows) == 4
+    # > of two, all but one is one: a share of one half in either row
+    first, second = ([r["error"] for r in rows if r["where"] == name] for name in ("a", "y"))
+    assert first == second[::-1]
+    assert all(error > 0 for error in errors.values())
+
+
+def trained() -> Job:
+    model = Model.load(MODELS / "fashion_mobilenet.onnx")
+    data = open_data(MODELS / "fashion_calib.npz", input_specs(model), samples=64)
+    return Job(model, model, data, 0, Clock(1))
+
+
+def worst(job: Job, model: Model) -> float:
+    """SQNR on the samples that the pass holds out."""
+    assert job.data is not None
+    rows = Reference(job.original, job.data.split()[1]).agreements(model)
+    return min(row.sqnr_db for row in rows if row.sqnr_db is not None)
+
+
+@pytest.mark.parametrize("tolerance", [None, 0.02])
+def test_the_ratio_asked_of_the_run_is_kept_by_the_pass(tolerance: float | None) -> None:
+    """A threshold between all in int8 and all in float leaves some layers in float, and no more is lost than asked."""
+    job = trained()
+    options = Int8(keep_if="always", rounding="nearest", equalize=False, tolerance=tolerance)
+    free = options.apply(job)
+    asked = worst(job, free.model) + 3
+    kept = options.apply(replace(job, min_sqnr=asked))
+    assert worst(job, kept.model) >= asked
+    assert 0 < len([c for c in kept.changes if c.what == "quantize"]) < len(free.changes)
+    assert any("in float to keep within" in skip.why for skip in kept.skips)
