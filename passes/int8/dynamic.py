@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.int8.storage import Stored
+from onnx_compress.passes.int8.storage import LEAST, Stored
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -30,12 +30,13 @@ LSTM_INPUTS = 8  # X W R B sequence_lens initial_h initial_c P
 
 
 def candidates(model: Model, keep: Collection[str]) -> dict[str, int]:
-    """Nodes of every graph that can run so, but for those of `keep`, each with how many weights it has."""
-    return {
+    """Nodes of every graph that can run so and have weights enough, but for those of `keep`, each with how many."""
+    found = {
         node.name: sum(int(np.prod(node.inputs[at].shape)) for at in _weights(node))
         for node in Surgery(model).nodes()
-        if node.name not in keep and _weights(node)
+        if node.name not in keep
     }
+    return {name: size for name, size in found.items() if size >= LEAST}
 
 
 def dynamic(model: Model, names: Collection[str], bits: int = 8) -> tuple[Model, list[Stored]]:
