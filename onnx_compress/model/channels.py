@@ -119,6 +119,10 @@ class Channels:
 
     def grid(self, lines: Sequence[Labels], cells: Labels) -> None:
         """Records a merge or a split: `cells`, in C order, against the labels of their axes."""
+        if not cells.size:
+            for line in lines:
+                self.pin(line, "a tensor without values")
+            return
         shape = tuple(len(line) for line in lines)
         self.grids.append(Grid(tuple(lines), cells.reshape(shape)))
 

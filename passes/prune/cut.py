@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -100,18 +101,22 @@ def store(reader: Consumer, rows: Array) -> None:
 
 def has_bias(reader: Consumer) -> bool:
     """Whether a constant can be added to the layer's output without another node."""
-    if reader.node.op == "ConvTranspose" and reader.group > 1:
-        return False  # its outputs are not an axis of its weight
+    if reader.node.op == "ConvTranspose" and (reader.group > 1 or math.prod(reader.weight.shape[2:]) > 1):
+        return (
+            False  # its outputs are not an axis of its weight, or each pixel takes its own part of the kernel
+        )
     return reader.node.op in ("Conv", "ConvTranspose", "Gemm") or bias_add(reader.node) is not None
 
 
 def add_bias(surgery: Surgery, reader: Consumer, shift: Array) -> None:
     """Adds `shift` (N,) to the layer's bias, which is made where there is none; a layer that can have none is left."""
     add = bias_add(reader.node)
+    if not has_bias(reader):
+        return
     if add is not None:
         index = next(i for i, tensor in enumerate(add.inputs) if isinstance(tensor, gs.Constant))
         _shift_input(surgery, add, index, shift, 1.0)
-    elif has_bias(reader):
+    else:
         beta = float(reader.node.attrs.get("beta", 1.0)) if reader.node.op == "Gemm" else 1.0
         if len(reader.node.inputs) < 3 or reader.node.inputs[2].is_empty():
             zero = surgery.constant(f"{reader.name}_bias", np.zeros(len(shift), np.float32))
