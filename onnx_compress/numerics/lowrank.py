@@ -42,11 +42,11 @@ class LowRank:
         return np.maximum(kept, 0.0) * np.einsum("nr,nr->r", self.second, self.second)
 
 
-def decompose(weight: Array, gram: Array | None = None) -> LowRank:
+def decompose(weight: Array, gram: Array | None = None, product: Array | None = None) -> LowRank:
     """The low-rank decomposition of `weight` (N, K) in the norm of `gram` (K, K), or its diagonal (K,), or the Frobenius norm.
 
     U of W L diagonalises W G Wᵀ, and (W L)_r = U_r U_rᵀ W L: neither L nor its inverse is needed, and a G of any rank will do.
-    Where N is the larger, W = Q T, and it is T G Tᵀ whose eigenvectors are found, turned by Q.
+    product: weight times gram, where it is known. Where N is the larger, W = Q T, and it is T G Tᵀ whose eigenvectors are found, turned by Q.
 
     >>> parts = decompose(np.diag([3.0, 2.0, 1.0]))
     >>> parts.energies.round(6).tolist()
@@ -55,7 +55,8 @@ def decompose(weight: Array, gram: Array | None = None) -> LowRank:
     basis, rows = None, weight
     if len(weight) > weight.shape[1]:
         basis, rows = np.linalg.qr(weight)
-    energies, u = falling_eigh(times(rows, gram) @ rows.T)
+        product = None
+    energies, u = falling_eigh((times(rows, gram) if product is None else product) @ rows.T)
     return LowRank(energies, u.T @ rows, u if basis is None else basis @ u)
 
 

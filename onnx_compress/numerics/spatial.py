@@ -83,7 +83,8 @@ def spectrum(weight: Array, gram: Array | None) -> tuple[Array, Array]:
 class Alternation:
     """The two normal equations of one layer. A filter is a (N, a, kw) array here, `a` running over C·kh."""
 
-    def __init__(self, weight: Array, gram: Array | None) -> None:
+    def __init__(self, weight: Array, gram: Array | None, product: Array | None = None) -> None:
+        """product: weight (N, K) times gram, where it is known."""
         n, c, kh, kw = weight.shape
         self.n, self.a, self.kw = n, c * kh, kw
         k = self.a * kw
@@ -95,7 +96,8 @@ class Alternation:
         self.blocks = np.ascontiguousarray(parted.transpose(0, 1, 3, 2), self.kind)
         self.mean = np.einsum("ajbj->ab", parted) / kw
         self.flat = weight.reshape(n, k)
-        self.target = (self.flat @ gram).reshape(n, self.a, kw)
+        self.target = (self.flat @ gram if product is None else product).reshape(n, self.a, kw)
+        self.energy = float(np.vdot(self.target, self.flat))
 
     @cached_property
     def spectrum(self) -> tuple[Array, Array]:
@@ -113,6 +115,14 @@ class Alternation:
         """The best second factor (N, r, kw) for a given first (r, a)."""
         right = np.einsum("naj,ra->nrj", self.target, first, optimize=True).reshape(self.n, -1)
         return _solver(self.middle(first), self.ridge)(right.T).T.reshape(self.n, len(first), self.kw)
+
+    def lost(self, first: Array, second: Array) -> float:
+        """The squared error with `second` (N, r, kw) the best for `first` (r, a), or that projected in its norm.
+
+        Such a filter is at right angles to what it misses, so no product with the Gram matrix is needed.
+        """
+        kept = np.vdot(second, np.einsum("naj,ra->nrj", self.target, first, optimize=True))
+        return max(self.energy - float(kept), 0.0)
 
     def middle(self, first: Array) -> Array:
         """The Gram matrix (r·kw, r·kw) of what `first` (r, a) makes of the input."""

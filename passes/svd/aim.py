@@ -15,7 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.numerics.cp import cp_factors, largest_components
-from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale
+from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale, times
 from onnx_compress.numerics.spatial import Alternation, spatial_factors, spectrum
 from onnx_compress.numerics.tucker import tucker_factors
 from onnx_compress.passes.svd.factors import Factors
@@ -68,6 +68,7 @@ class Problem:
     mean_y: Array | None = None
     count: int = 0
     _metrics: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
+    _products: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
     alternations: dict[tuple[Method, int], Alternation] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -88,10 +89,19 @@ class Problem:
             self._metrics[group] = metric
         return metric
 
+    def product(self, group: int) -> Array:
+        """The weight of one group times its metric."""
+        if group not in self._products:
+            self._products[group] = times(self.weight[group], self.metric(group))
+        return self._products[group]
+
     @cached_property
     def parts(self) -> list[LowRank]:
         """The low-rank decomposition of each group, good for every rank."""
-        return [decompose(weight, self.metric(group)) for group, weight in enumerate(self.weight)]
+        return [
+            decompose(weight, self.metric(group), self.product(group))
+            for group, weight in enumerate(self.weight)
+        ]
 
     @cached_property
     def energy(self) -> float:
@@ -152,7 +162,7 @@ def alternation(layer: Layer, problem: Problem, group: int, method: Method) -> A
     key = method, group
     if problem.grams is not None and key not in problem.alternations:
         filters = folded(layer, problem, group, method)
-        problem.alternations[key] = Alternation(filters, problem.metric(group))
+        problem.alternations[key] = Alternation(filters, problem.metric(group), problem.product(group))
     return problem.alternations.get(key)
 
 

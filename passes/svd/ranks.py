@@ -9,8 +9,8 @@ import numpy as np
 
 from onnx_compress.numerics.cp import cp_factors, cp_product
 from onnx_compress.numerics.lowrank import energy
-from onnx_compress.numerics.spatial import spatial_factors, spatial_product
-from onnx_compress.numerics.tucker import tucker_factors, tucker_product
+from onnx_compress.numerics.spatial import spatial_factors
+from onnx_compress.numerics.tucker import tucker_factors
 from onnx_compress.numerics.vbmf import vbmf_rank
 from onnx_compress.passes.svd.aim import MIDDLING, alternation, folded, spectrum_of, trial_sweeps
 from onnx_compress.passes.svd.forms import Form, candidates, form_macs, form_params, full_form, thinned
@@ -97,15 +97,16 @@ def _spatial_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> li
         total = 0.0
         for group in range(layer.groups):
             filters = folded(layer, problem, group, "spatial")
+            known = alternation(layer, problem, group, "spatial")
+            assert known is not None  # without data the tails are what is known
             parts = spatial_factors(
                 filters,
                 problem.gram(group),
                 form.rank,
                 sweeps=trial_sweeps(layer),
-                problem=alternation(layer, problem, group, "spatial"),
+                problem=known,
             )
-            rest = filters - spatial_product(*parts)
-            total += energy(rest.reshape(len(filters), -1), problem.gram(group))
+            total += known.lost(parts[0].reshape(form.rank, -1), parts[1])
         return total
 
     return _corrected(problem, tails, forms, lost)
@@ -122,16 +123,18 @@ def _tucker_errors(layer: Layer, problem: Problem, forms: Sequence[Form]) -> lis
         total = 0.0
         for group in range(layer.groups):
             cube = folded(layer, problem, group, "tucker2")[:, :, 0]
+            known = alternation(layer, problem, group, "tucker2")
+            assert known is not None
             parts = tucker_factors(
                 cube,
                 problem.gram(group),
                 form.inner,
                 form.rank,
                 sweeps=trial_sweeps(layer),
-                problem=alternation(layer, problem, group, "tucker2"),
+                problem=known,
             )
-            rest = cube - tucker_product(*parts)
-            total += energy(rest.reshape(len(cube), -1), problem.gram(group))
+            second = np.einsum("no,oit->nit", parts[2], parts[1], optimize=True)
+            total += known.lost(parts[0], second)
         return total
 
     return _corrected(problem, tails, forms, lost)
