@@ -113,8 +113,10 @@ def test_a_channel_that_reaches_the_bound_keeps_its_size() -> None:
     model, _ = convolutions("Clip (a, low, high)", spread=1.5)
     (chain, *_) = chains(Surgery(model).graph)
     assert chain.top == 1.5
-    reach = np.array([1.5, 0.1, 0.5, 1.5, 0.0, 1.0, 0.7, 0.2])
-    weight = np.abs(np.random.default_rng(0).standard_normal((8, 1, 1, 9)))
+    reach = np.array([1.5, 0.01, 0.05, 1.5, 0.0, 0.1, 0.07, 0.02])
+    weight = np.abs(np.random.default_rng(0).standard_normal((8, 1, 1, 9))) / np.maximum(reach, 0.01).reshape(
+        -1, 1, 1, 1
+    )
     scale = factors(chain, reach, reach**2 / 3, [weight])
     assert scale is not None
     assert (scale[reach == 1.5] == 1).all()

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 Wish = Literal["auto"] | bool
-SAMPLES = 64  # on which channels are looked at
+SAMPLES = 32  # on which channels are looked at
 ALONE = 24  # layers at most that are each measured alone
 POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the activation's share in a factor; 0 alone with no factor at all
 FARTHEST = 64.0  # a factor is between this and its reciprocal
+BETTER = 0.95  # of the error without: less is what a few samples cannot tell
 ROOM = 0.5  # of a Clip's bound, that a channel which never reached it may come to reach
 STEPS = 255.0  # of an activation's range
 LEVELS = 127.0  # of a weight's
-WORTH = 0.9  # of the error foreseen without: factors that promise less are left alone
+WORTH = 0.7  # of the error foreseen without: factors that promise less are left alone
 MOVED = {
     "MaxPool",
     "AveragePool",
@@ -239,7 +240,7 @@ def balanced(
         if wish is True:
             model, names = tried, names + found
             continue
-        before = error(model)
+        before = error(model) * BETTER
         if smooth and 1 < len(found) <= ALONE:
             good = [name for name in found if error(_only(model, data, {name}, threads)[0]) < before]
             tried, found = _only(model, data, set(good), threads)

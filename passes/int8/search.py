@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     Build = Callable[[set[str]], tuple[Model, list[Stored]]]
 
-LOOKED = 32  # samples on which ranges are seen for a quick look
+LOOKED = 16  # samples on which ranges are seen for a quick look, and as many that judge it
 SENSED = 32  # held-out samples by which layers are ranked
 CLOSE = 0.9  # of float's speed: from here on a busy machine may be mistaken
 MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
@@ -96,7 +96,7 @@ class Search:
     def _balanced(self, model: Model) -> Model:
         """The model after equalization and smoothing: which of them, quantized quickly, has the smaller error."""
         options, threads = self.options, self.job.clock.threads
-        quick = Reference(self.job.original, self.held.take(SENSED), threads=threads).error
+        quick = Reference(self.job.original, self.held.take(LOOKED), threads=threads).error
         choices = Choices(
             options.calibrate,
             options.weights == "per-channel",
