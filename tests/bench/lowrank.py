@@ -213,18 +213,23 @@ def _apart(study: Study, model: Model, layer: Any, option: Option, feeds: Any) -
     """|measured / predicted − 1| of one layer's own output, of which the mean is taken off where its bias may be rewritten."""
     session = Session(model, outputs=[layer.output], threads=1)
     thin = Session(study.build({layer.output: option}), outputs=[layer.output], threads=1)
-    noise, energy, total, count = 0.0, 0.0, 0.0, 0
+    centred = (
+        study.problems[layer.output].mean_x is not None
+    )  # a shift may stand in the Add behind, not in this output
+    sums: list[list[Any]] = [[0.0, 0.0], [0.0, 0.0]]
+    count = 0
     for feed in feeds:
-        dense, found = (next(iter(s.run(feed).values())).astype(np.float64) for s in (session, thin))
+        dense, found = (s.run(feed)[layer.output].astype(np.float64) for s in (session, thin))
         axis = 1 if layer.kernel else dense.ndim - 1
-        flat = np.moveaxis(dense, axis, -1).reshape(-1, dense.shape[axis])
-        noise += float(((found - dense) ** 2).sum())
-        bias = layer.bias if layer.shifts else 0.0
-        flat = flat - bias
-        energy += float((flat**2).sum())
-        total, count = total + flat.sum(0), count + len(flat)
-    if study.problems[layer.output].mean_x is not None:
-        energy -= float((total**2).sum()) / count
+        rows = [np.moveaxis(x, axis, -1).reshape(-1, dense.shape[axis]) for x in (found - dense, dense)]
+        rows[1] = rows[1] - (layer.bias if layer.shifts else 0.0)
+        count += len(rows[0])
+        for known, part in zip(sums, rows, strict=True):
+            known[0], known[1] = known[0] + part.sum(0), known[1] + float((part**2).sum())
+    noise, energy = (
+        square - float((np.asarray(total) ** 2).sum()) / count if centred else square
+        for total, square in sums
+    )
     return abs(noise / max(energy, 1e-30) / max(option.error, 1e-12) - 1)
 
 
