@@ -30,10 +30,16 @@ def normal(*shape: int) -> Array:
     return (RNG.normal(size=shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
 
 
-def model_of() -> Model:
-    weights = {"w": normal(8, 3, 3, 3), "v": normal(8, 8, 3, 3), "u": normal(4, 8, 1, 1)}
+def model_of(nodes: str = NODES) -> Model:
+    weights = {
+        "w": normal(8, 3, 3, 3),
+        "v": normal(8, 8, 3, 3),
+        "u": normal(4, 8, 1, 1),
+        "t": normal(4, 16, 1, 1),
+    }
+    weights = {name: value for name, value in weights.items() if f", {name})" in nodes}
     proto = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["": 17]> test (float[N,3,H,W] x) => (float[N,4,H,W] y) {{ {NODES} }}'
+        f'<ir_version: 8, opset_import: ["": 17]> test (float[N,3,H,W] x) => (float[N,4,I,J] y) {{ {nodes} }}'
     )
     proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
     for number, node in enumerate(proto.graph.node):
@@ -119,6 +125,14 @@ def test_entropy_is_the_divergence_of_the_codes() -> None:
     q = np.array([inside[codes == code].mean() for code in codes])
     q /= q.sum()
     assert divergence(drawn, low, high) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-6)
+
+
+def test_a_known_range_that_shares_a_scale_is_seen_with_the_rest() -> None:
+    """Sigmoid's range is known, but beside a convolution in a Concat it has that one's scale too."""
+    model = model_of("a = Conv(x, w) s = Sigmoid(a) b = Concat<axis=1>(s, a) y = Conv(b, t)")
+    job = Job(model, model, open_data(cut(37), input_specs(model)), 0, Clock(1))
+    graph = PLAIN.preview(job).proto.graph
+    assert [node.op_type for node in graph.node].count("QuantizeLinear") == 5  # x, a, s, b, y
 
 
 @pytest.mark.parametrize("saturates", [True, False])

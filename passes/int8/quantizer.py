@@ -141,7 +141,10 @@ class Quantizer:
             if node.op in FIXED and node.name in placement.followers
             for tensor in node.outputs
         }
-        missing = {n for names in origins.values() for n in names} - self.seen.keys() - fixed.keys()
+        alone = {names[0] for names in origins.values() if len(names) == 1}
+        # > a known range that shares a scale is merged with the others, so it is seen like them
+        known = self.seen.keys() | (fixed.keys() & alone)
+        missing = {name for names in origins.values() for name in names} - known
         if missing:
             self._see(sorted(missing))
         found = {
