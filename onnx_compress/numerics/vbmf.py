@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +26,8 @@ def vbmf_rank(singular: Array, rows: int, columns: int) -> int:
     >>> vbmf_rank(np.linalg.svd(matrix)[1], 40, 90)
     3
     """
+    from scipy.optimize import minimize_scalar  # > slow to import
+
     short, long = min(rows, columns), max(rows, columns)
     squares = np.sort(np.asarray(singular, np.float64)[:short] ** 2)[::-1]
     squares = np.concatenate([squares, np.zeros(short - len(squares))])
