@@ -241,7 +241,7 @@ def test_obs_beats_magnitude_on_a_trained_net() -> None:
             model,
             MODELS / "fashion_calib.npz",
             64,
-            sparsity=0.85,
+            sparsity=0.6,
             criterion=criterion,
             repair=repair,
             scope="layer",
