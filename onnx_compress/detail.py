@@ -87,6 +87,9 @@ def _effective(side: Side, feeds: Mapping[str, Array]) -> dict[str, Array]:
             continue
         if given[0] in initializers:
             found[node.name] = side.model.array(initializers[given[0]])
+            if node.op_type == "DynamicQuantizeLSTM":
+                scale, zero = (side.model.array(initializers[name]) for name in node.input[8:10])
+                found[node.name] = _lstm_weight(found[node.name], scale, zero)
             total += found[node.name].nbytes
         else:
             wanted[node.name] = given[0]
@@ -100,6 +103,13 @@ def _effective(side: Side, feeds: Mapping[str, Array]) -> dict[str, Array]:
         for name, value in found.items()
         if value.size and value.dtype.kind == "f" and np.isfinite(value).all()
     }
+
+
+def _lstm_weight(codes: Array, scale: Array, zero: Array) -> Array:
+    """The weight (directions, 4·hidden, inputs) of an LSTM from that of a DynamicQuantizeLSTM (directions, inputs, 4·hidden)."""
+    directions = len(codes)
+    centred = codes.astype(np.float32) - zero.astype(np.float32).reshape(directions, 1, -1)
+    return (centred * scale.reshape(directions, 1, -1)).transpose(0, 2, 1)
 
 
 def _dynamic(model: Model) -> set[str]:

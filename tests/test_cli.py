@@ -246,7 +246,7 @@ def test_output_is_the_report_json_or_nothing(capsys: pytest.CaptureFixture[str]
             "in out --passes none --report in.md --eval in.md",
             "in.md is read by this run; write to another file",
         ),
-        ("in out --passes none --memory-limit 0", "--memory-limit and --time-limit are more than 0"),
+        ("in out --passes none --memory-limit 0", "--memory-limit and --time-limit are numbers more than 0"),
         ("in no/out --passes none", "no/out: there is no folder"),
         ("in . --passes none", "'.' is a folder; name the file to write"),
         ("in new/ --passes none", "'new/' is a folder; name the file to write"),

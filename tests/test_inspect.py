@@ -95,11 +95,13 @@ def test_self_test_removes_what_it_masks() -> None:
 
 
 def test_units_that_others_make_up_for_are_not_missed() -> None:
-    """Four equal filters: each of them can be made up for by the others, so removing three costs nothing."""
+    """Four equal filters: unrepaired, the share that goes is the share of the output that is missing, and its square the
+    error. The others make up for them but for the ridge, which 32 samples leave at a tenth of the fit.
+    """
     result = inspect(model(), sensitivity="prune")["sensitivity"]
     assert result["random"]
     assert [row["units"] for row in result["rows"]] == [1, 2, 3]
-    assert all(row["error"] < 1e-3 for row in result["rows"])
+    assert all(row["error"] < row["share"] ** 2 / 20 for row in result["rows"])
 
 
 def test_sensitivity_of_a_pass_that_measures_none_names_those_that_do() -> None:

@@ -52,7 +52,7 @@ def with_values(model: Model, **factors: np.ndarray) -> Model:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.booleans())
 def test_the_regression_is_least_squares(seed: int, centred: bool) -> None:
-    """Against numpy's solver, one channel at a time; the shrinking moves it by less than a hundredth."""
+    """Against numpy's solver, one channel at a time; the shrinking moves it towards 1 by less than a hundredth of the way."""
     rng = np.random.default_rng(seed)
     y = rng.normal(size=(50, 3)) + 0.5
     wanted = y * rng.uniform(0.5, 2, 3) + rng.normal(size=3) + 0.1 * rng.normal(size=y.shape)
@@ -61,7 +61,7 @@ def test_the_regression_is_least_squares(seed: int, centred: bool) -> None:
     for channel in range(3):
         columns = [y[:, channel], np.ones(50)] if centred else [y[:, channel]]
         expected, *_ = np.linalg.lstsq(np.stack(columns, 1), wanted[:, channel], rcond=None)
-        np.testing.assert_allclose(factor[channel], expected[0], rtol=1e-2)
+        np.testing.assert_allclose(factor[channel], expected[0], atol=1e-2 * abs(1 - expected[0]))
         np.testing.assert_allclose(shift[channel], expected[1] if centred else 0.0, atol=2e-2)
 
 

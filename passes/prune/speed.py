@@ -69,7 +69,7 @@ class Milliseconds:
 def bilinear(table: Array, inner: Array, outer: Array) -> Any:
     """`table`, given at SHARES along both axes, at any shares; below the least as at the least.
 
-    >>> float(bilinear(np.outer(SHARES, SHARES), np.array(0.6), np.array(0.3)))
+    >>> round(float(bilinear(np.outer(SHARES, SHARES), np.array(0.6), np.array(0.3))), 6)
     0.18
     """
     places = [np.interp(share, SHARES[::-1], np.arange(len(SHARES))[::-1]) for share in (inner, outer)]
