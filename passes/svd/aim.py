@@ -6,7 +6,6 @@ layer's output is added to a shortcut, the target is the original's sum less tod
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,8 +16,10 @@ import onnx_graphsurgeon as gs
 from onnx_compress.numerics.cp import cp_factors, largest_components
 from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale, times
 from onnx_compress.numerics.spatial import Alternation, spatial_factors, spectrum
+from onnx_compress.numerics.through import OPEN, Clamp
 from onnx_compress.numerics.tucker import tucker_factors
 from onnx_compress.passes.svd.factors import Factors
+from onnx_compress.runtime.columns import clamp_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -293,23 +294,11 @@ def target_of(
             and present.get(other.name) == present.get(output.name) == present.get(total)
             and written.get(other.name, -1) < written[output.name]
         ):
-            return Target(total, other.name, clamp_after(users[0]))
-    return Target(output.name, None, clamp_after(node)) if known(output.name) else None
+            return Target(total, other.name, _clamp(users[0]))
+    return Target(output.name, None, _clamp(node)) if known(output.name) else None
 
 
-def clamp_after(node: gs.Node) -> tuple[float, float] | None:
+def _clamp(node: gs.Node) -> Clamp | None:
     """The range to which a Relu or Clip, the only user of the node's output, clips it."""
-    users = node.outputs[0].outputs
-    if len(users) != 1:
-        return None
-    if users[0].op == "Relu":
-        return 0.0, math.inf
-    if users[0].op != "Clip":
-        return None
-    bounds = [users[0].attrs.get("min", -math.inf), users[0].attrs.get("max", math.inf)]
-    for place, tensor in enumerate(users[0].inputs[1:3]):
-        if tensor.name and not isinstance(tensor, gs.Constant):
-            return None
-        if tensor.name:
-            bounds[place] = float(tensor.values)
-    return float(bounds[0]), float(bounds[1])
+    found = clamp_after(node.outputs[0])
+    return None if found == OPEN else found
