@@ -75,16 +75,32 @@ def test_drawn_models_for_minutes(fuzz_minutes: float, capsys: pytest.CaptureFix
         nonlocal count
         if time.monotonic() < until:
             count += 1
-            go(proto, SPECS)
+            try:
+                go(proto, SPECS)
+            except BaseException as error:
+                error.add_note(f"the model: {_kept(proto)}")
+                raise
 
     while time.monotonic() < until:
-        phases = [Phase.generate, Phase.shrink]
+        # > not shrunk: that takes longer than the search, and the model that failed is at hand
         short = settings(
-            max_examples=BATCH, deadline=None, database=None, suppress_health_check=LENIENT, phases=phases
+            max_examples=BATCH,
+            deadline=None,
+            database=None,
+            suppress_health_check=LENIENT,
+            phases=[Phase.generate],
+            report_multiple_bugs=False,
         )
         seed(start + count)(short(given(models())(run)))()
     with capsys.disabled():
         print(f"\n{count} models drawn, each through {len(SPECS)} passes")  # noqa: T201
+
+
+def _kept(proto: ModelProto) -> Path:
+    """Where a model that failed stays for whoever looks into it."""
+    with tempfile.NamedTemporaryFile(prefix="onnx-compress-fuzz-", suffix=".onnx", delete=False) as file:
+        file.write(proto.SerializeToString())
+    return Path(file.name)
 
 
 def spoil(command: Command, name: str, number: int, folder: Path) -> None:
