@@ -1,8 +1,8 @@
 """The archive file: what is fixed in its header, what is small in its index, the rest in its body.
 
     header   magic, version, sizes, checksums of itself, of the index and of the body
-    body     all bytes that are no weight, by zstd; then the weights, batch by batch
-    index    by zstd: files and their weights; then, batch by batch, the small fields of each chunk
+    body     all bytes that are no weight, by zstd or LZMA; then small tensors, those of a kind as one weight, and the weights, batch by batch
+    index    by zstd or LZMA: files and their weights; then, batch by batch, the small fields of each chunk
 
 All numbers are little-endian.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MAGIC = b"\x89OCZ"
-VERSION = 2
+VERSION = 3
 _HEADER = struct.Struct("<4sHHQQQQII")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECK.size

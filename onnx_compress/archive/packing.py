@@ -14,7 +14,9 @@ from onnx import TensorProto
 from onnx_compress.archive import lanes
 from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight
 from onnx_compress.archive.fields import Writer
+from onnx_compress.archive.general import tight
 from onnx_compress.archive.payloads import CHUNK, Kind, chunks, plan_chunk
+from onnx_compress.archive.pool import extract
 from onnx_compress.archive.sources import File, Stretch, between, files_of
 from onnx_compress.archive.streams import (
     CHAIN,
@@ -24,7 +26,6 @@ from onnx_compress.archive.streams import (
     Batch,
     Stream,
     order0_bits,
-    squeeze,
 )
 from onnx_compress.errors import UsageError
 
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
     from onnx_compress.archive.forms import Form
 
     Array = NDArray[Any]
-
-_LARGE = 1 << 22  # bytes of skeleton from which on zstd's best level would take too long
 
 
 def pack(
@@ -64,6 +63,7 @@ def pack(
         files = files_of(source)
         packer = _Packer(file, coder, details=details, progress=progress)
         packer.total = sum(part.length for item in files for part in item.stretches)
+        packer.total += sum(small.length for small in files[0].smalls)
         coded = packer.run(files)
         packer.finish_rows()
     before = sum(item.data.nbytes for item in files)
@@ -115,20 +115,27 @@ class _Packer:
         """Writes everything; returns the archive's bytes."""
         self.file.write(bytes(HEADER_BYTES))
         skeleton = b"".join(part for item in files for part in between(item))
-        coded = squeeze(skeleton, 19 if len(skeleton) < _LARGE else 9)
+        structure, pools = extract(skeleton, files[0].smalls)
+        coded = tight(structure)
         self.skeleton_raw, self.skeleton_coded = len(skeleton), len(coded)
         self._write(coded)
-        for number in (len(files), len(skeleton), len(coded)):
+        for number in (len(files), len(structure), len(coded), len(pools)):
             self.index.number(number)
+        for pool in pools:
+            self.index.number(pool.data_type)
+            self.index.number(len(pool.data))
         for item in files:
             self._describe(item)
+        for pool in pools:
+            whole = np.frombuffer(pool.data, np.uint8)
+            self._pack_weight(whole, Stretch(0, whole.size, "small tensors", pool.data_type, ()))
         for item in files:
             for part in item.stretches:
-                self._pack_weight(item, part)
+                self._pack_weight(item.data, part)
         self._flush()
         self._write_chain()
         raw = bytes(self.index.buffer)
-        index = squeeze(raw, 19 if len(raw) < _LARGE else 9)
+        index = tight(raw)
         self.file.write(index)
         header = Header(
             self.body,
@@ -159,8 +166,8 @@ class _Packer:
             Weight(part.start - at, part.data_type, part.dims, part.length, check).write(self.index)
             at = part.start + part.length
 
-    def _pack_weight(self, item: File, part: Stretch) -> None:
-        whole, kind = item.data[part.start : part.start + part.length], part.kind
+    def _pack_weight(self, data: Array, part: Stretch) -> None:
+        whole, kind = data[part.start : part.start + part.length], part.kind
         row = {
             "tensor": part.name,
             "type": _type_name(part.data_type),

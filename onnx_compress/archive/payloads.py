@@ -21,13 +21,8 @@ from onnx_compress.archive.forms import (
     sparse_forms,
     value_form,
 )
-from onnx_compress.archive.streams import (
-    Batch,
-    Stream,
-    repeats,
-    squeeze,
-    stretch,
-)
+from onnx_compress.archive.general import squeeze, stretch
+from onnx_compress.archive.streams import Batch, Stream, repeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from onnx import TensorProto
 from onnx_compress.archive.container import map_file
 from onnx_compress.archive.digits import Digits, typed_digits
 from onnx_compress.archive.payloads import Kind
+from onnx_compress.archive.pool import LARGEST, LEAST, MOST, TYPES, Small
 from onnx_compress.errors import InputError
 from onnx_compress.model import wire
 from onnx_compress.model.document import tensors
@@ -52,6 +53,7 @@ class File:
     name: str
     data: Array
     stretches: list[Stretch]
+    smalls: list[Small] = field(default_factory=list)
 
 
 def between(item: File) -> list[bytes]:
@@ -87,7 +89,32 @@ def files_of(source: str) -> list[File]:
     stretches = [
         Stretch(at, length, *_described(inside.get(i), packed)) for i, (at, length) in enumerate(places)
     ]
-    return [File("", data, stretches), *_external(outside, Path(source), packed)]
+    return [_pooled(data, stretches), *_external(outside, Path(source), packed)]
+
+
+def _pooled(data: Array, stretches: list[Stretch]) -> File:
+    """The model file; small tensors are out of its stretches, and counted from the first byte that is in none."""
+    found = {
+        at: Small(at, length, data_type, name)
+        for at, length, data_type, dims, name in wire.small_weights(data.data, LEAST)
+        if data_type in TYPES and length < (LARGEST if _is_vector(data_type, dims) else wire.THRESHOLD)
+    }
+    kept = [part for part in stretches if part.start not in found]
+    if data.nbytes - sum(part.length for part in kept) > MOST:
+        return File("", data, stretches)
+    smalls, before, rest = [], 0, iter([*kept, Stretch(data.nbytes, 0, "", 2, ())])
+    part = next(rest)
+    for at, small in sorted(found.items()):
+        while part.start < at:
+            before += part.length
+            part = next(rest)
+        smalls.append(replace(small, start=at - before))
+    return File("", data, kept, smalls)
+
+
+def _is_vector(data_type: int, dims: int) -> bool:
+    """Whether a tensor may be a bias or a scale."""
+    return dims <= 1 and data_type in (TensorProto.FLOAT, TensorProto.INT32)
 
 
 def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], list[TensorProto]]:

@@ -7,14 +7,13 @@ start and to end, and all of them the speed of many lanes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zstandard
 
 from onnx_compress.archive import coders, huffman, lanes
 from onnx_compress.archive.fields import Reader, Writer, damaged
+from onnx_compress.archive.general import squeeze, stretch
 from onnx_compress.archive.grids import Grid, best_grid, counts_of
 from onnx_compress.archive.tables import Tables, weights
 
@@ -35,7 +34,6 @@ _SAMPLE = 1 << 16  # symbols that tell whether a stream can be coded at all
 _HOPELESS = 7.97  # bits a symbol of the sample from which on it is stored raw
 _PROBE = 1 << 15  # bytes on which zstd is tried first
 _GAIN = 0.9  # of the entropy's bytes that zstd must undercut on a sample to be tried on all
-_ZSTD_LEVEL = 9
 
 
 @dataclass(frozen=True)
@@ -209,29 +207,6 @@ def _frequencies(levels: list[Array]) -> Array:
     for row, level in zip(found, levels, strict=True):
         row[: level.size] = weights(level)
     return lanes.frequencies(found)
-
-
-def squeeze(data: Array | bytes, level: int = _ZSTD_LEVEL) -> bytes:
-    """`data` by zstd."""
-    return _compressor(level).compress(bytes(data))
-
-
-@cache
-def _compressor(level: int) -> zstandard.ZstdCompressor:
-    """Made once: making one takes longer than compressing a bias."""
-    return zstandard.ZstdCompressor(level=level, write_content_size=True)
-
-
-def stretch(data: bytes | memoryview, size: int) -> bytes:
-    """What `squeeze` was given, if it is `size` bytes. Raises InputError where it is not; takes no more memory."""
-    try:
-        if zstandard.frame_content_size(bytes(data[:32])) != size:
-            raise damaged("a size does not fit what it counts")
-        return zstandard.ZstdDecompressor(max_window_size=1 << 27).decompress(
-            bytes(data), max_output_size=size
-        )
-    except zstandard.ZstdError as error:
-        raise damaged("a compressed part cannot be read") from error
 
 
 def order0_bits(flat: Array) -> float:

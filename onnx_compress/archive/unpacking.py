@@ -7,6 +7,7 @@ chunk, however large the model.
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import time
 import zlib
@@ -28,8 +29,10 @@ from onnx_compress.archive.container import (
     map_file,
 )
 from onnx_compress.archive.fields import Reader, damaged
+from onnx_compress.archive.general import loosen
 from onnx_compress.archive.payloads import CHUNK, Kind, chunks, read_chunk
-from onnx_compress.archive.streams import CHAIN, Batch, stretch
+from onnx_compress.archive.pool import MOST, POOLS, restore
+from onnx_compress.archive.streams import CHAIN, Batch
 from onnx_compress.errors import InputError, LimitError
 
 if TYPE_CHECKING:
@@ -73,7 +76,7 @@ def unpack(
     if zlib.crc32(packed) != header.index_check:
         raise damaged("its index has a wrong checksum")
     body = checked_body(mapped, header)
-    index = Reader(stretch(packed, header.index_raw))
+    index = Reader(loosen(packed, header.index_raw))
     names = _restore(index, body, header, Path(target), progress)
     return {
         "schema": 1,
@@ -90,11 +93,13 @@ def _restore(
     index: Reader, body: memoryview, header: Header, target: Path, progress: Callable[[int, int, str], None]
 ) -> list[str]:
     """Writes every file; returns the names of the data files."""
-    files, skeleton_raw, skeleton_coded = index.number(), index.number(), index.number()
+    files, structure_raw, structure_coded = index.number(), index.number(), index.number()
     bulk = Reader(body)
-    skeleton = _Skeleton(bulk.raw(skeleton_coded), skeleton_raw)
+    structure = bulk.raw(structure_coded)
+    pools = _pools(index)
     members = [_Described.read(index) for _ in range(files)]
-    data = _chunks(index, bulk, [weight for member in members for weight in member.weights])
+    data = _chunks(index, bulk, [*pools, *(weight for member in members for weight in member.weights)])
+    skeleton = _Skeleton.of(structure, structure_raw, pools, data)
     written = 0
     names: list[str] = []
     for number, described in enumerate(members):
@@ -132,6 +137,14 @@ class _Described:
     def read(cls, index: Reader) -> _Described:
         member = Member.read(index)
         return cls(member, [Weight.read(index) for _ in range(member.weights)])
+
+
+def _pools(index: Reader) -> list[Weight]:
+    """The pools of small tensors, as weights without a place in a file."""
+    found = [Weight(0, index.number(), (), index.number(MOST), 0) for _ in range(index.number(POOLS))]
+    if sum(pool.length for pool in found) > MOST:
+        raise damaged("small tensors are not those it says")
+    return found
 
 
 def _kind(weight: Weight) -> Kind:
@@ -216,9 +229,26 @@ def _restore_file(
 class _Skeleton:
     """The bytes between the weights, decompressed as they are needed."""
 
-    def __init__(self, coded: memoryview, size: int) -> None:
+    def __init__(self, reader: BinaryIO | zstandard.ZstdDecompressionReader, size: int) -> None:
         self.left = size
-        self.reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(coded)
+        self.reader = reader
+
+    @classmethod
+    def of(cls, coded: memoryview, size: int, pools: list[Weight], chunked: Iterator[bytes]) -> _Skeleton:
+        """From the coded structure, `size` bytes, and the small tensors, the first of the chunks."""
+        if pools:
+            if size > MOST:
+                raise damaged("a size does not fit what it counts")
+            held = [
+                (pool.data_type, b"".join(next(chunked) for _ in chunks(_kind(pool), pool.length)))
+                for pool in pools
+            ]
+            whole = restore(loosen(coded, size), held)
+            return cls(io.BytesIO(whole), len(whole))
+        if len(coded) and coded[0] == 0:
+            reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(coded[1:])
+            return cls(reader, size)
+        return cls(io.BytesIO(loosen(coded, size)), size)
 
     def copy(self, length: int, write: Callable[[bytes], None]) -> None:
         """The next `length` bytes, a megabyte at a time."""

@@ -131,6 +131,59 @@ def _expanded(
     return total + end - kept, parts
 
 
+def small_weights(buffer: memoryview, least: int) -> Iterator[tuple[int, int, int, int, str]]:
+    """(offset, length, data type, dimensions, name) of the raw data of `least` bytes or more of each initializer of the main graph.
+
+    Raises ValueError where the buffer is no whole protobuf message.
+    """
+    graph = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
+    tensor = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
+    numbers = {name: field.number for name, field in _TENSOR.fields_by_name.items()}
+    for start, end in _messages(buffer, 0, len(buffer), graph):
+        for first, last in _messages(buffer, start, end, tensor):
+            data_type, dims, name, at = 0, 0, "", first
+            raw = None
+            while at < last:
+                tag, at = _varint(buffer, at, last)
+                number = tag >> 3
+                if tag & 7 == 2:
+                    length, at = _varint(buffer, at, last)
+                    if at + length > last:
+                        msg = f"a field at byte {at} claims {length} bytes, more than the file has"
+                        raise ValueError(msg)
+                    if number == _RAW_DATA:
+                        raw = at, length
+                    elif number == numbers["name"]:
+                        name = bytes(buffer[at : at + length]).decode(errors="replace")
+                    elif number == numbers["dims"]:
+                        dims += 2  # > packed: as many as matter
+                    at += length
+                    continue
+                if number == numbers["data_type"] and tag & 7 == 0:
+                    data_type = _varint(buffer, at, last)[0]
+                dims += number == numbers["dims"]
+                at = _skip(buffer, at, last, tag & 7)
+            if raw is not None and raw[1] >= least:
+                yield *raw, data_type, dims, name
+
+
+def _messages(buffer: memoryview, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each field of number `wanted`."""
+    at = start
+    while at < end:
+        tag, at = _varint(buffer, at, end)
+        if tag & 7 != 2:
+            at = _skip(buffer, at, end, tag & 7)
+            continue
+        length, at = _varint(buffer, at, end)
+        if at + length > end:
+            msg = f"a field at byte {at} claims {length} bytes, more than the file has"
+            raise ValueError(msg)
+        if tag >> 3 == wanted:
+            yield at, at + length
+        at += length
+
+
 def _reference(index: int) -> bytes:
     """The TensorProto fields that stand for the weight `index`."""
     stub = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
