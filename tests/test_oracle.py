@@ -30,3 +30,22 @@ def test_tensors_without_values(tmp_path: Path, spec: str) -> None:
     onnx.save(onnx.parser.parse_model(f"{text} {{ y = Reshape<allowzero = 1>(x, s) }}"), path)
     found = judge(path, spec, [{"x": np.ones((0, 3, 4), np.float32)}])
     assert found.kind == "valid", found
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_prune_of_what_a_grouped_transposed_convolution_reads(tmp_path: Path, group: int) -> None:
+    """Its weight has the inputs of all groups on one axis; with as many groups as channels, a group goes whole."""
+    rng = np.random.default_rng(0)
+    shapes = {"w": (4, 3, 3, 3), "t": (4, 8 // group, 2, 2), "v": (5, 8, 1, 1)}
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, 8, 8] x) => (float[N, 5, 7, 7] y) '
+        f"{{ a = Conv(x, w) b = Relu(a) c = ConvTranspose<group = {group}>(b, t) d = Relu(c) y = Conv(d, v) }}"
+    )
+    for name, shape in shapes.items():
+        value = rng.standard_normal(shape).astype(np.float32)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    path = tmp_path / "in.onnx"
+    onnx.save(proto, path)
+    feeds = [{"x": rng.standard_normal((1, 3, 8, 8)).astype(np.float32)} for _ in range(SAMPLES)]
+    found = judge(path, "prune:tolerance=0.5", feeds)
+    assert (found.kind, found.changed) == ("valid", True), found

@@ -55,6 +55,10 @@ class Consumer:
         indices = unit.places.get((self.weight.name, self.inner))
         if indices is None:
             return np.empty(0, np.intp)
+        if self.node.op == "ConvTranspose":
+            # > its stored weight has the channels of every group one after the other; a group that goes whole takes no column
+            width = int(self.weight.shape[self.inner]) // self.group
+            indices = np.flatnonzero(np.bincount(indices % width, minlength=width) == self.group)
         return (indices[:, np.newaxis] * self.layer.taps + np.arange(self.layer.taps)).ravel()
 
     def channels(self, unit: Unit) -> Array:
