@@ -141,6 +141,7 @@ Threads = Annotated[
         "--threads",
         metavar="N",
         min=1,
+        max=4096,
         show_default="physical cores",
         help="Of onnxruntime.",
     ),

@@ -158,7 +158,8 @@ def _replay(decisions: Any, passes: Sequence[Pass]) -> list[list[Mapping[str, An
         names = [step["name"] for step in steps]
         replay = [[_checked(entry) for entry in step["decisions"]] for step in steps]
     except (KeyError, TypeError, ValueError) as error:
-        raise UsageError(f"--decisions: no report of onnx-compress: it lacks {error}") from error
+        why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise UsageError(f"--decisions: no report of onnx-compress: {why}") from error
     wanted = [item.name for item in passes]
     if names != wanted:
         raise UsageError(f"--decisions is of the passes {', '.join(names)}, not {', '.join(wanted)}")
