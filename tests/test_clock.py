@@ -165,13 +165,35 @@ def keep_best(
     return timing, kept, tried
 
 
-def test_keep_best_drops_the_weakest_half_until_the_rule_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    gains = {"a": 0.5, "b": 0.4, "c": 0.3, "d": 0.2, "e": 0.1}
-    timing, kept, tried = keep_best(monkeypatch, {"a", "b"}, gains)
-    assert tried == [{"a", "b", "c", "d", "e"}, {"a", "b"}]
-    assert kept == {"a", "b"}
+def test_keep_best_finds_the_good_candidates_half_by_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one half keeps stays in while the other is tried; a set is timed once."""
+    gains = {"a": 0.5, "b": 0.4, "c": 0.3, "d": 0.2}
+    timing, kept, tried = keep_best(monkeypatch, {"a", "b", "d"}, gains)
+    assert tried == [{"a", "b", "c", "d"}, {"a", "b"}, {"a", "b", "c"}, {"a", "b", "d"}]
+    assert kept == {"a", "b", "d"}
     assert {d.node: d.kept for d in timing.decisions} == {n: n in kept for n in gains}
     assert all((d.what, d.ratio) == ("keep", 1.2) for d in timing.decisions)
+
+
+def test_keep_best_looks_at_the_weaker_half_where_the_stronger_is_no_good(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, kept, tried = keep_best(monkeypatch, {"c"}, {"a": 0.5, "b": 0.4, "c": 0.3})
+    assert tried == [{"a", "b", "c"}, {"a"}, {"b", "c"}, {"b"}, {"c"}]
+    assert kept == {"c"}
+
+
+def test_keep_best_times_longer_what_seems_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interval that reaches 1 is no answer where the median is above: three times the pairs are."""
+    asked: list[int] = []
+
+    def race(*words: Any) -> Ratio:
+        asked.append(words[-1])
+        return ratio(1.08, 0.99, 1.2) if len(asked) == 1 else ratio(1.07, 1.02, 1.1)
+
+    monkeypatch.setattr(clock, "_race", race)
+    assert Clock(threads=1).keep_best(mlp(1), {"a": 0.1}, lambda _: mlp(1), FEEDS) == {"a"}
+    assert asked == [clock.RUNS, 3 * clock.RUNS]
 
 
 def test_keep_best_replays_to_the_same_set(monkeypatch: pytest.MonkeyPatch) -> None:

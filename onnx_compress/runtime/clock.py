@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 Rule = Literal["faster", "not-slower", "always"]
 SAMPLE = 0.002  # seconds: what one sample takes at least
 RUNS = 20  # pairs
-ROUNDS = 6  # halvings of a set of candidates
+LONGER = 3  # times as many, where a set of candidates seems faster and the interval does not say so
+ROUNDS = 6  # sets of candidates that are timed
 GAIN = 0.03  # below this a micro-model's gain proposes nothing
 
 
@@ -170,19 +171,20 @@ class Clock:
         """The candidates to keep, decided on the whole model.
 
         gains: of each candidate (a node's name), what its proposal promised; build: the whole model with these
-        candidates in. All are tried together; while `rule` does not allow the result, the weakest half is dropped, six
-        rounds at most. `baseline` and what `build` returns are to be as the model will be shipped (`Job.finish`).
+        candidates in. All are tried together; a set that `rule` does not allow is tried half by half, the better half
+        first, each beside what is kept by then; ROUNDS sets at most. A set that seems faster, but by less than the
+        noise, is timed LONGER. `baseline` and what `build` returns are to be as the model will be shipped (`Job.finish`).
         """
         if self.replaying:
             earlier = [self._earlier(node, "keep") for node in sorted(gains)]
             decisions = [self._record(entry) for entry in earlier if entry is not None]
             return {decision.node for decision in decisions if decision.kept}
-        kept, ratio = self._halve(baseline, gains, build, feeds, rule)
+        kept, ratio = self._bisect(baseline, gains, build, feeds, rule)
         for node in sorted(gains):
             self._record(_decision(node, "keep", gains[node], node in kept, ratio))
         return kept
 
-    def _halve(
+    def _bisect(
         self,
         baseline: Model,
         gains: Mapping[str, float],
@@ -190,21 +192,33 @@ class Clock:
         feeds: Feeds,
         rule: Rule,
     ) -> tuple[set[str], Ratio | None]:
+        """The candidates to keep, and the ratio with them in; where none are kept, that of the last set tried."""
         best_first = sorted(gains, key=lambda node: (-gains[node], node))
         if rule == "always" or not best_first:
             return set(best_first), None
         first = _Runner(Session(baseline, threads=self.threads), feeds)
         again = _Runner(Session(baseline, threads=self.threads), feeds)
-        ratio = None
-        for _ in range(ROUNDS):
-            if not best_first:
-                break
-            second = _Runner(Session(build(set(best_first)), threads=self.threads), feeds)
-            ratio = _race(first, again, second, RUNS)
-            if ratio.allows(rule):
-                return set(best_first), ratio
-            best_first = best_first[: len(best_first) // 2]
-        return set(), ratio
+        kept: set[str] = set()
+        best: Ratio | None = None
+        ratio: Ratio | None = None
+        tried: set[frozenset[str]] = set()
+        waiting = [best_first]
+        while waiting and len(tried) < ROUNDS:
+            part = waiting.pop()
+            names = kept.union(part)
+            if names not in tried:  # > both halves of a set that was refused are that set again
+                tried.add(frozenset(names))
+                second = _Runner(Session(build(names), threads=self.threads), feeds)
+                ratio = _race(first, again, second, RUNS)
+                if rule == "faster" and ratio.low <= 1 < ratio.median:
+                    ratio = _race(first, again, second, LONGER * RUNS)
+                if ratio.allows(rule) and (rule != "faster" or best is None or ratio.median >= best.median):
+                    kept, best = names, ratio
+                    continue
+            if len(part) > 1:
+                half = len(part) // 2
+                waiting += [part[half:], part[:half]]
+        return kept, best or ratio
 
     def round_to(self, kind: Literal["conv", "gemm"] = "conv", *, quantized: bool = False) -> int:
         """The multiple that this machine's kernels want of a layer's width: 4, 8 or 16, measured once."""
