@@ -44,12 +44,13 @@ def _normalised(
         x = steps.op("Sub", x, mean)
     x = steps.op("Mul", x, kept)
     variance = steps.op("Mul", steps.reduce("ReduceMean", steps.op("Mul", x, x), axes), scale)
-    epsilon = steps.constant(node.attrs.get("epsilon", _epsilon(node)))
+    epsilon = steps.constant(_epsilon(node))
     return steps.op("Div", x, steps.op("Sqrt", steps.op("Add", variance, epsilon)))
 
 
 def _epsilon(node: gs.Node) -> float:
-    return 1e-12 if node.domain else 1e-5
+    """As the node has it, in float32 though all else is float64: a default of 1e-5 is 9.99999975e-6 there."""
+    return float(np.float32(node.attrs.get("epsilon", 1e-12 if node.domain else 1e-5)))
 
 
 def _layer(mask: Mask, node: gs.Node) -> None:
@@ -102,7 +103,7 @@ def _group(mask: Mask, node: gs.Node) -> None:
 
     x = steps.op("Mul", data, kept)
     x = steps.op("Mul", each("Sub", x, mean(x)), kept)
-    epsilon = steps.constant(node.attrs.get("epsilon", 1e-5))
+    epsilon = steps.constant(_epsilon(node))
     y = each("Div", x, steps.op("Sqrt", steps.op("Add", mean(steps.op("Mul", x, x)), epsilon)))
     for kind, parameter in (("Mul", scale), ("Add", shift)):
         value = np.asarray(parameter.values)
