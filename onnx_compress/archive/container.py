@@ -144,10 +144,14 @@ class Member:
             any(part in ("", ".", "..") for part in parts) or not name.isprintable() or "\\" in name
         ):
             raise damaged(f"the file name {name!r} leads out of the model's folder")
+        if any(len(part.encode()) > LONGEST for part in parts) or len(parts) > DEEPEST:
+            raise damaged(f"the file name {name[:40]!r}... is longer than any that pack could have read")
         return cls(name, index.number(), bytes(index.raw(DIGEST)), index.number())
 
 
 DIGEST = 8  # bytes of BLAKE2b
+LONGEST = 255  # bytes of a file's name, as file systems have it
+DEEPEST = 100  # folders, one in the other
 
 
 def checked_body(mapped: Array, header: Header) -> memoryview:

@@ -61,7 +61,7 @@ def unpack(
     start = time.monotonic()
     try:
         if not Path(source).is_file():
-            raise InputError(f"{source}: no such file")
+            raise InputError(f"{source}: {'is a folder' if Path(source).is_dir() else 'no such file'}")
         mapped = map_file(source)
     except OSError as error:
         raise InputError(f"{source}: cannot be read: {error.strerror}") from error

@@ -74,11 +74,11 @@ def _zip_bomb() -> bytes:
         zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("x.npy", "w", force_zip64=True) as file,
     ):
-        rows = 2_000_000_000 // (4 * 192)
-        header = _header(f"({rows}, 3, 8, 8)")
+        rows = 1300
+        header = _header(f"({2000 * rows}, 3, 8, 8)")
         file.write(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
         for _ in range(2000):
-            file.write(bytes(1_000_000))
+            file.write(bytes(rows * 768))
     return out.getvalue()
 
 

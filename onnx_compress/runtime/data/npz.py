@@ -123,6 +123,8 @@ def _loading(path: Path, member: str, check: Callable[[], None]) -> Callable[[],
             check()
             with zipfile.ZipFile(path) as archive, archive.open(member) as file:
                 return npy.read_array(file, allow_pickle=False)
+        except MemoryError:
+            raise  # > a limit was hit, whatever the file is
         except (*_UNREADABLE, zipfile.BadZipFile) as error:
             raise InputError(
                 f"{path}: array {member.removesuffix('.npy')!r} cannot be read: {_one_line(error)}"
