@@ -186,7 +186,7 @@ def test_an_archive_finds_no_packing_where_there_is_none() -> None:
     proto = holding(codebook(32, (48, 33)), storage="bytes").to_proto()
     assert packed_tensors(proto) == {}
     proto = holding(codebook(32, (48, 33))).to_proto()
-    assert list(packed_tensors(proto).values()) == [(Packing.of(32), 33)]
+    assert list(packed_tensors(proto).values()) == [(Packing.of(32), 33, 1)]
 
 
 def test_the_report_tells_disk_from_memory() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
+from onnx_compress.archive.contexts import MOST_TAPS
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.forms import FORMS, Form, byte_forms, form_of, read_words
 from onnx_compress.archive.streams import MOST_SYMBOLS, Batch, plan_stream, read_stream
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_DENSE = 0.4  # share of the commonest digit up to which whole bytes of digits are symbols: half as many
-_SINGLE = 1 << 18  # digits up to which each is a symbol of its own in any case
 _SMALL: dict[int, tuple[int, bool]] = {  # type: bits, signed
     TensorProto.UINT4: (4, False), TensorProto.INT4: (4, True),
     TensorProto.UINT2: (2, False), TensorProto.INT2: (2, True),
@@ -33,10 +32,11 @@ _SMALL: dict[int, tuple[int, bool]] = {  # type: bits, signed
 
 @dataclass(frozen=True)
 class Digits:
-    """How a tensor's bytes hold digits. columns: digits in a row of the weight; signed: the upper half is negative."""
+    """How a tensor's bytes hold digits. columns: digits in a row of the weight; taps: in a kernel; signed: the upper half is negative."""
 
     packing: Packing
     columns: int
+    taps: int = 1
     signed: bool = False
 
     def unpack(self, data: Array) -> Array | None:
@@ -95,24 +95,16 @@ def digit_form(data: Array, digits: Digits, coder: str) -> Form | None:
         return None
     columns = min(digits.columns, flat.size)
     rows = flat.size // columns
+    taps = digits.taps if 1 < digits.taps <= MOST_TAPS and columns % digits.taps == 0 else 1
     packing = digits.packing
     head = Writer()
     for number in (packing.radix, packing.group, packing.width, int(digits.signed), rows, columns):
         head.number(number)
-    forms = byte_forms(flat[: rows * columns].reshape(rows, columns), 1, coder)
+    head.number(taps)
+    forms = byte_forms(flat[: rows * columns].reshape(rows, columns), taps, coder)
     best = min(forms, key=lambda form: form.size)
     tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, floor=False)
     return form_of("digits", bytes(head.buffer), *best.parts, tail)
-
-
-def _whole_bytes(matrix: Array, coder: str) -> Form:
-    """Bytes of several digits each as they are, in the rows of the weight."""
-    head = Writer()
-    for number in (256, 1, 1, 0, *matrix.shape):
-        head.number(number)
-    forms = byte_forms(matrix, 1, coder)
-    tail = plan_stream(np.empty((1, 0), np.uint8), coder)
-    return form_of("digits", bytes(head.buffer), *min(forms, key=lambda form: form.size).parts, tail)
 
 
 def read_digits(head: Reader, body: Reader, size: int, batch: Batch) -> Callable[[], bytes]:
@@ -124,10 +116,13 @@ def read_digits(head: Reader, body: Reader, size: int, batch: Batch) -> Callable
     count = size // width * group
     if count > MOST_SYMBOLS or rows * columns > count:
         raise damaged("there are more digits than bytes for them")
+    taps = head.number(MOST_TAPS)
+    if not taps or columns % taps:
+        raise damaged("kernels do not fill their rows")
     form = FORMS[head.number(len(FORMS) - 1)]
-    matrix = read_words(form, head, body, 1, 1, (rows, columns), batch)
+    matrix = read_words(form, head, body, 1, taps, (rows, columns), batch)
     tail = read_stream(head, body, 1, count - rows * columns, batch)
-    digits = Digits(Packing(radix, group, width), columns, signed)
+    digits = Digits(Packing(radix, group, width), columns, taps, signed)
 
     def found() -> bytes:
         flat = np.concatenate([matrix().reshape(-1), tail().reshape(-1)])
@@ -145,7 +140,7 @@ def typed_digits(data_type: int, dims: tuple[int, ...]) -> Digits | None:
     bits, signed = _SMALL[data_type]
     count = int(np.prod(dims, dtype=np.int64))
     columns = count // dims[0] if len(dims) > 1 and dims[0] > 0 else count
-    return Digits(Packing(1 << bits, 8 // bits, 1), max(columns, 1), signed)
+    return Digits(Packing(1 << bits, 8 // bits, 1), max(columns, 1), signed=signed)
 
 
 def _whole_bits(packing: Packing) -> int:

@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive.fields import Reader, Writer, damaged
-from onnx_compress.archive.streams import Batch, Stream, order0_bits, plan_stream, raw_stream, read_stream
+from onnx_compress.archive.streams import (
+    Batch,
+    Stream,
+    order0_bits,
+    plan_stream,
+    plan_taps,
+    raw_stream,
+    read_stream,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +37,9 @@ FORMS = ("plain", "planes", "sparse", "values", "gaps", "zstd", "taps", "digits"
 _FEW = 256
 _SHORT = 2048  # bytes of a plane that is stored raw where it looks like noise
 _FEW_LEFT = 0.05  # share of words that are left, below which gaps may be shorter than flags
+_CONTEXT_CODERS = ("auto", "ans", "range")
+_CONTEXT_SHARE = 0.08  # of the commonest symbol, from which on contexts may do more for taps than differences
+_CONTEXT_SYMBOLS = 1 << 18  # up to which they are tried: they take three times as long
 _PLAIN = 32  # symbols up to which one table for zeros and others is as short as two
 
 
@@ -91,16 +102,18 @@ def byte_forms(symbols: Array, taps: int, coder: str) -> list[Form]:
     """The forms of bytes that may be the best."""
     found = []
     gain = 0.0
-    foretold = _taps(symbols, taps) if taps > 1 else None
+    low, high = int(symbols.min(initial=255)), int(symbols.max(initial=0))
+    foretold = _taps(symbols, taps) if taps > 1 and high - low >= _PLAIN else None
     if foretold is not None:
         bits = order0_bits(foretold[1].reshape(-1)) * symbols.size + 8 * len(foretold[0])
         gain = order0_bits(symbols.reshape(-1)) * symbols.size / max(bits, 1.0)
         if gain > 0.9:
             found.append(form_of("taps", foretold[0], plan_stream(foretold[1], coder, floor=False)))
-    low, high = int(symbols.min(initial=255)), int(symbols.max(initial=0))
     if gain < 1.1:  # > near 1 both: classes of rows and columns may do more for one than for the other
         found.append(form_of("plain", plan_stream(symbols, coder, floor=False)))
     common, share = commonest(symbols)
+    if taps > 1 and share > _CONTEXT_SHARE and symbols.size <= _CONTEXT_SYMBOLS and coder in _CONTEXT_CODERS:
+        found.append(form_of("plain", plan_taps(symbols, taps)))
     if high - low < _PLAIN and share < 1 - _FEW_LEFT and coder != "huffman":
         return found
     return found + sparse_forms(symbols, common, 1, coder)

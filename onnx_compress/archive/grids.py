@@ -51,7 +51,7 @@ class Grid:
         for count, classes in ((self.row_classes, self.row_class), (self.column_classes, self.column_class)):
             head.number(count)
             if count > 1:
-                head.raw(_pack(classes, count))
+                head.raw(pack_classes(classes, count))
 
     @classmethod
     def read(cls, head: Reader, rows: int, columns: int) -> Grid:
@@ -61,7 +61,7 @@ class Grid:
             count = head.number(_CLASSES)
             if count not in (1, 2, 4, 8):
                 raise damaged("a stream has an odd number of classes")
-            found += [_unpack(head, length, count), count]
+            found += [unpack_classes(head, length, count), count]
         return cls(found[0], found[2], found[1], found[3])
 
 
@@ -140,12 +140,14 @@ def _block_counts(matrix: Array, row_class: Array, column_class: Array, shape: t
     return counts.reshape(shape)
 
 
-def _pack(classes: Array, count: int) -> bytes:
+def pack_classes(classes: Array, count: int) -> bytes:
+    """`classes` below `count`, a power of two, in as many bits each as that takes."""
     bits = count.bit_length() - 1
     return np.packbits((classes[:, None] >> np.arange(bits)) & 1).tobytes()
 
 
-def _unpack(head: Reader, length: int, count: int) -> Array:
+def unpack_classes(head: Reader, length: int, count: int) -> Array:
+    """The `length` classes that `pack_classes` wrote."""
     bits = count.bit_length() - 1
     if not bits:
         return np.zeros(length, np.int64)

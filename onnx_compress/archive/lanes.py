@@ -1,7 +1,7 @@
 """Range asymmetric numeral systems on many lanes at once: every step takes one symbol of each lane, in whole arrays.
 
 Duda 2013, arXiv:1311.2540; interleaved as by Giesen 2014, arXiv:1402.3392. A state x is in [2^16, 2^32); a symbol of frequency f
-that starts at s among 2^14 slots takes x to (x div f) 2^14 + s + x mod f, after the low 16 bits went out where x would not
+that starts at s among 2^12 slots takes x to (x div f) 2^12 + s + x mod f, after the low 16 bits went out where x would not
 fit. Symbol i is in lane i mod lanes, so every symbol may have a table of its own without the order being changed.
 All arithmetic is in integers, or exact in float64, so every machine gets the same bytes.
 """
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-BITS = 14  # of a slot
+BITS = 12  # of a slot
 SLOTS = 1 << BITS
 SYMBOLS = 256  # a table has room for
 MOST = 4096  # lanes
@@ -37,18 +37,23 @@ def lanes_for(nbytes: float) -> int:
 
 
 def frequencies(weights: Array) -> Array:
-    """Weights (tables, symbols) int64 as frequencies with the sum SLOTS, uint32; at least 1 where there was any.
+    """Weights (tables, symbols) int64 as frequencies with the sum SLOTS, or one less for a symbol that is alone, uint32; at least 1 where there was any.
 
     >>> frequencies(np.int64([[3, 1, 0]])).tolist()
-    [[12288, 4096, 0]]
+    [[3072, 1024, 0]]
     """
     total = np.maximum(weights.sum(axis=1, keepdims=True), 1)
-    # > shares of what is left once each symbol has its one slot
+    # > shares of what is left once each symbol has its one slot, the rest to the largest remainders
     present = weights > 0
     spare = SLOTS - present.sum(axis=1, keepdims=True)
     found = np.where(present, 1 + weights * spare // total, 0)
-    rows = np.arange(len(found))
-    found[rows, weights.argmax(axis=1)] += SLOTS - found.sum(axis=1)
+    order = np.argsort(-(weights * spare % total), axis=1, kind="stable")
+    missing = SLOTS - found.sum(axis=1, keepdims=True)
+    np.put_along_axis(
+        found, order, np.take_along_axis(found, order, 1) + (np.arange(found.shape[1]) < missing), 1
+    )
+    rows, most = np.arange(len(found)), weights.argmax(axis=1)
+    found[rows, most] = np.minimum(found[rows, most], SLOTS - 1)  # > what twelve bits hold
     return found.astype(np.uint32)
 
 
@@ -66,90 +71,83 @@ def encode(symbols: Array, tables: Array, freq: Array, state: Array) -> tuple[by
     wide, lanes = _padded(freq), state.size
     first = (np.cumsum(wide, axis=1) - wide).astype(np.float64).reshape(-1)
     frequency = wide.astype(np.float64).reshape(-1)
-    steps = -(-symbols.size // lanes)
-    keys = np.zeros(steps * lanes, np.int64)
-    keys[: symbols.size] = tables
-    keys *= SYMBOLS
-    keys[: symbols.size] += symbols
-    keys[symbols.size :] = int(wide[0].argmax())  # > a symbol that exists
-    state = state.astype(np.float64)
-    f, quotient, full = np.empty(lanes), np.empty(lanes), np.empty(lanes, bool)
+    keys = tables.astype(np.int64) * SYMBOLS + symbols
+    whole = state.astype(np.float64)
     words: list[Array] = []
-    for step in range(steps - 1, -1, -1):
-        key = keys[step * lanes : (step + 1) * lanes]
+    space = np.empty((3, lanes))
+    full = np.empty(lanes, bool)
+    for begin in range((max(symbols.size, 1) - 1) // lanes * lanes, -1, -lanes):
+        key = keys[begin : begin + lanes]
+        # > the last step may have fewer symbols than there are lanes
+        state, f, quotient, over = whole[: key.size], *space[:, : key.size]
         frequency.take(key, out=f, mode="clip")
         np.multiply(f, float(1 << (32 - BITS)), out=quotient)
-        np.greater_equal(state, quotient, out=full)
-        at = full.nonzero()[0]
-        over = state[at].astype(np.uint32)
-        words.append(over.astype("<u2"))  # > the low half
-        state[at] = over >> np.uint32(16)
+        np.greater_equal(state, quotient, out=full[: key.size])
+        at = full[: key.size].nonzero()[0]
+        low = state[at].astype(np.uint32)
+        words.append(low.astype("<u2"))  # > the low half
+        state[at] = low >> np.uint32(16)
         np.divide(state, f, out=quotient)
         np.floor(quotient, out=quotient)
         np.subtract(float(SLOTS), f, out=f)
         np.multiply(quotient, f, out=f)
         np.add(state, f, out=state)
-        first.take(key, out=quotient, mode="clip")
-        np.add(state, quotient, out=state)
-    return np.concatenate([*words[::-1], np.empty(0, "<u2")]).tobytes(), state.astype(np.uint32)
+        first.take(key, out=over, mode="clip")
+        np.add(state, over, out=state)
+    return np.concatenate([*words[::-1], np.empty(0, "<u2")]).tobytes(), whole.astype(np.uint32)
 
 
-def decode(data: memoryview, count: int, tables: Array, freq: Array, state: Array) -> Array:
-    """The `count` symbols of `encode`, uint8; `state` goes from the states that it gave to those it was given.
+def lookup(freq: Array) -> Array:
+    """For every slot of every table its symbol, the slot's place among the symbol's, and how many it has: in 8, 12 and 12 bits of uint32."""
+    wide = _padded(freq)
+    names = np.arange(SYMBOLS, dtype=np.uint32)
+    found = np.full((len(wide), SLOTS), 1 << (8 + BITS), np.uint32)
+    every = np.arange(SLOTS, dtype=np.uint32)
+    for row, out in zip(wide, found, strict=True):
+        used = int(row.sum())
+        first = (np.cumsum(row, dtype=np.uint32) - row) << np.uint32(8)
+        out[:used] = np.repeat((row << np.uint32(8 + BITS)) - first + names, row)
+        out[:used] += every[:used] << np.uint32(8)
+    return found.reshape(-1)
+
+
+def decode(data: memoryview, tables: Array, slots: Array, state: Array) -> Array:
+    """The symbols of `encode`, uint8; `state` goes from the states that it gave to those it was given. slots: of `lookup`.
 
     Raises InputError where `data` is nothing it gives.
     """
     if len(data) % 2:
         raise damaged("a stream is no whole number of words")
     words = np.frombuffer(data, "<u2").astype(np.uint32)
-    lanes = state.size
-    wide = _padded(freq)
-    which = np.empty(len(wide) * SLOTS, np.uint8)
-    names = np.arange(SYMBOLS, dtype=np.uint8)
-    for number, row in enumerate(wide):
-        which[number * SLOTS : (number + 1) * SLOTS] = np.repeat(names, row)
-    first = np.cumsum(wide, axis=1, dtype=np.uint32) - wide
-    both = (wide << np.uint32(16) | first).reshape(-1)
-    steps = -(-count // lanes)
-    base = np.zeros(steps * lanes, np.uint16)
-    base[:count] = tables
-    out = np.empty(steps * lanes, np.uint8)
-    if _steps(state, words, (which, both), base, out, lanes) != words.size:
+    base = tables.astype(np.uint32) << np.uint32(BITS)
+    out = np.empty(tables.size, np.uint8)
+    if _steps(state, words, slots, base, out) != words.size:
         raise damaged("a stream does not end where it should")
-    return out[:count]
+    return out
 
 
-def _steps(
-    state: Array, words: Array, lookup: tuple[Array, Array], base: Array, out: Array, lanes: int
-) -> int:
+def _steps(states: Array, words: Array, slots: Array, base: Array, out: Array) -> int:
     """Fills `out`, step by step; returns how many words it took. What numpy computes goes where something was."""
-    which, both = lookup
-    slot, place, pair, table = (np.empty(lanes, np.uint32) for _ in range(4))
-    low = np.empty(lanes, bool)
+    lanes = states.size
+    space, below = np.empty((2, lanes), np.uint32), np.empty(lanes, bool)
     mask, bits, half, least = np.uint32(SLOTS - 1), np.uint32(BITS), np.uint32(16), np.uint32(_LOW)
-    room, under = np.uint32(SYMBOLS), np.uint32(0xFFFF)
-    one = not base.any()
+    eight, above = np.uint32(8), np.uint32(8 + BITS)
     at = 0
     for begin in range(0, out.size, lanes):
         symbol = out[begin : begin + lanes]
+        state, slot, found, low = states, *space, below
+        if symbol.size < lanes:
+            state, slot, found, low = (part[: symbol.size] for part in (state, slot, found, low))
         np.bitwise_and(state, mask, out=slot)
-        if one:
-            which.take(slot, out=symbol, mode="clip")
-            both.take(symbol, out=pair, mode="clip")
-        else:
-            np.copyto(table, base[begin : begin + lanes])
-            np.left_shift(table, bits, out=place)
-            np.bitwise_or(place, slot, out=place)
-            which.take(place, out=symbol, mode="clip")
-            np.multiply(table, room, out=place)
-            np.add(place, symbol, out=place)
-            both.take(place, out=pair, mode="clip")
+        np.bitwise_or(slot, base[begin : begin + lanes], out=slot)
+        slots.take(slot, out=found, mode="clip")
+        np.copyto(symbol, found, casting="unsafe")  # > the low eight bits
         np.right_shift(state, bits, out=state)
-        np.right_shift(pair, half, out=place)
-        np.multiply(state, place, out=state)
-        np.bitwise_and(pair, under, out=pair)
-        np.add(state, slot, out=state)
-        np.subtract(state, pair, out=state)
+        np.right_shift(found, above, out=slot)
+        np.multiply(state, slot, out=state)
+        np.right_shift(found, eight, out=found)
+        np.bitwise_and(found, mask, out=found)
+        np.add(state, found, out=state)
         np.less(state, least, out=low)
         short = low.nonzero()[0]
         end = at + short.size

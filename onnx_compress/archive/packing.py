@@ -23,6 +23,7 @@ from onnx_compress.archive.streams import (
     CODERS,
     MOST_SYMBOLS,
     MOST_TABLES,
+    MOST_TAPPED,
     Batch,
     Stream,
     order0_bits,
@@ -91,6 +92,7 @@ class _Waiting:
     forms: list[tuple[Form, dict[str, Any]]] = field(default_factory=list)
     nbytes: int = 0
     symbols: int = 0
+    tapped: int = 0
     tables: int = 0
 
 
@@ -193,13 +195,15 @@ class _Packer:
 
     def _take(self, form: Form, length: int, row: dict[str, Any]) -> None:
         """Puts a chunk into the batch, and the batch before it into the file where there is no room for both."""
-        coded = [part for part in form.parts if isinstance(part, Stream) and part.symbols is not None]
-        symbols = sum(part.symbols.size for part in coded if part.symbols is not None)
-        tables = sum(part.grid.blocks for part in coded if part.grid is not None)
+        coded = [part for part in form.parts if isinstance(part, Stream)]
+        symbols = sum(part.symbols for part in coded)
+        tapped = sum(part.symbols for part in coded if part.way == "taps")
+        tables = sum(part.tables for part in coded)
         held = self.waiting
         if held.forms and (
             held.nbytes + length > CHUNK
             or held.symbols + symbols > MOST_SYMBOLS
+            or held.tapped + tapped > MOST_TAPPED
             or held.tables + tables > MOST_TABLES
         ):
             self._flush()
@@ -207,6 +211,7 @@ class _Packer:
         held.forms.append((form, row))
         held.nbytes += length
         held.symbols += symbols
+        held.tapped += tapped
         held.tables += tables
 
     def _flush(self) -> None:
@@ -250,13 +255,13 @@ class _Packer:
         for form, row in held.forms:
             for part in form.parts:
                 size = len(part) if isinstance(part, bytes) else part.size
-                in_batch = isinstance(part, Stream) and part.symbols is not None
+                in_batch = isinstance(part, Stream) and part.levels is not None
                 row["coded"] += size * share if in_batch else size
-            if form.way in ("coded", "zstd") or row["coder"] == "raw":
+            if form.way in ("coded", "taps", "zstd") or row["coder"] == "raw":
                 row["coder"] = self._coder_of(form.way)
 
     def _coder_of(self, way: str) -> str:
-        return ("ans" if self.coder == "auto" else self.coder) if way == "coded" else way
+        return ("ans" if self.coder == "auto" else self.coder) if way in ("coded", "taps") else way
 
     def finish_rows(self) -> None:
         """Whole bytes, and bits a weight, in every row of the report."""

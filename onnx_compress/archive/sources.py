@@ -94,11 +94,14 @@ def files_of(source: str) -> list[File]:
 
 def _pooled(data: Array, stretches: list[Stretch]) -> File:
     """The model file; small tensors are out of its stretches, and counted from the first byte that is in none."""
-    found = {
-        at: Small(at, length, data_type, name)
-        for at, length, data_type, dims, name in wire.small_weights(data.data, LEAST)
-        if data_type in TYPES and length < (LARGEST if _is_vector(data_type, dims) else wire.THRESHOLD)
-    }
+    try:
+        found = {
+            at: Small(at, length, data_type, name)
+            for at, length, data_type, dims, name in wire.small_weights(data.data, LEAST)
+            if data_type in TYPES and length < (LARGEST if _is_vector(data_type, dims) else wire.THRESHOLD)
+        }
+    except ValueError:  # a field of groups, which protobuf reads
+        return File("", data, stretches)
     kept = [part for part in stretches if part.start not in found]
     if data.nbytes - sum(part.length for part in kept) > MOST:
         return File("", data, stretches)

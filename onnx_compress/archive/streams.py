@@ -7,15 +7,18 @@ start and to end, and all of them the speed of many lanes.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from onnx_compress.archive import coders, huffman, lanes
+from onnx_compress.archive.contexts import Contexts, find_contexts
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.general import squeeze, stretch
 from onnx_compress.archive.grids import Grid, best_grid, counts_of
 from onnx_compress.archive.tables import Tables, weights
+from onnx_compress.archive.tilts import Tilts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,11 +28,12 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 CODERS = ("auto", "ans", "range", "huffman", "zstd")
-WAYS = ("raw", "zstd", "constant", "coded")  # as stored: the place is the number
+WAYS = ("raw", "zstd", "constant", "coded", "taps")  # as stored: the place is the number
 BATCH_CODERS = ("lanes", "ans", "range", "huffman")  # as stored
 CHAIN = 16  # batches that share lanes, at most
 MOST_SYMBOLS = 1 << 24  # of a batch
 MOST_TABLES = 1 << 11  # of a batch
+MOST_TAPPED = 1 << 22  # symbols of a batch with contexts, which take more memory
 _SAMPLE = 1 << 16  # symbols that tell whether a stream can be coded at all
 _HOPELESS = 7.97  # bits a symbol of the sample from which on it is stored raw
 _PROBE = 1 << 15  # bytes on which zstd is tried first
@@ -40,16 +44,25 @@ _GAIN = 0.9  # of the entropy's bytes that zstd must undercut on a sample to be 
 class Stream:
     """A stream as it is to be stored. head: small fields; body: its bytes where it is in no batch; size: bytes, about.
 
-    symbols (n,), grid and tables: what a batch codes.
+    passes: what a batch codes, one behind the other: symbols and, for each, the number of its table among `levels`.
     """
 
     way: str
     head: bytes
     body: bytes
     size: float
-    symbols: Array | None = None
-    grid: Grid | None = None
-    tables: Tables | None = None
+    passes: tuple[tuple[Array, Array], ...] = ()
+    levels: Array | None = None
+
+    @property
+    def symbols(self) -> int:
+        """How many a batch codes."""
+        return sum(symbols.size for symbols, _ in self.passes)
+
+    @property
+    def tables(self) -> int:
+        """How many a batch takes."""
+        return 0 if self.levels is None else len(self.levels)
 
 
 def plan_stream(matrix: Array, coder: str, *, floor: bool = True) -> Stream:
@@ -93,7 +106,27 @@ def _coded(matrix: Array, coder: str) -> Stream:
     head.number(symbols)
     grid.write(head)
     tables.write(head)
-    return Stream("coded", bytes(head.buffer), b"", bits / 8, matrix.reshape(-1), grid, tables)
+    passes = ((matrix.reshape(-1), grid.block_of(0)),)
+    return Stream("coded", bytes(head.buffer), b"", bits / 8, passes, tables.levels)
+
+
+def plan_taps(matrix: Array, taps: int) -> Stream:
+    """`matrix` (rows, channels · taps) uint8, each tap in the context of those before it."""
+    low = int(matrix.min())
+    symbols = int(matrix.max()) - low + 1
+    matrix = matrix - np.uint8(low)
+    contexts, tilts, numbers, bits = find_contexts(matrix, taps, symbols)
+    head = Writer()
+    head.number(WAYS.index("taps"))
+    head.number(low)
+    head.number(symbols)
+    contexts.write(head)
+    tilts.write(head)
+    by_tap = matrix.reshape(-1, taps).T
+    passes = tuple((np.ascontiguousarray(tap), number) for tap, number in zip(by_tap, numbers, strict=True))
+    # > what is in the index is squeezed with it
+    size = bits / 8 + 0.75 * len(head.buffer)
+    return Stream("taps", bytes(head.buffer), b"", size, passes, tilts.levels)
 
 
 @dataclass
@@ -101,77 +134,156 @@ class Batch:
     """Streams to be coded together: those of `add` when packing, those that `read_stream` promised when unpacking."""
 
     levels: list[Array] = field(default_factory=list)
-    symbols: list[Array] = field(default_factory=list)
-    tables: list[Array] = field(default_factory=list)
+    passes: list[list[tuple[Array, Array]]] = field(default_factory=list)
+    promised: list[_Promise] = field(default_factory=list)
     size: float = 0.0
     count: int = 0
-    decoded: Array | None = None
+    tapped: int = 0
 
     def add(self, stream: Stream) -> None:
         """Takes a planned stream in."""
-        if stream.symbols is None or stream.grid is None or stream.tables is None:
+        if stream.levels is None:
             return
-        self.symbols.append(stream.symbols)
-        self.tables.append(stream.grid.block_of(len(self.levels)))
-        self.levels += list(stream.tables.levels)
+        first = np.uint16(len(self.levels))
+        for number, (symbols, tables) in enumerate(stream.passes):
+            if number == len(self.passes):
+                self.passes.append([])
+            self.passes[number].append((symbols, tables + first))
+        self.levels += list(stream.levels)
         self.size += stream.size
 
     def encode(self, coder: str, state: Array | None) -> tuple[bytes, bytes]:
         """The fields and the bytes of all streams; `state`, where lanes are used, becomes that in which decoding begins."""
-        if not self.symbols:
+        if not self.passes:
             return b"", b""
+        passes = [
+            (np.concatenate([symbols for symbols, _ in held]), np.concatenate([tables for _, tables in held]))
+            for held in self.passes
+        ]
+        way = "lanes" if state is not None else "ans" if coder == "auto" else coder
         head = Writer()
-        symbols, tables = np.concatenate(self.symbols), np.concatenate(self.tables)
-        way = "ans" if coder == "auto" else coder
+        head.number(BATCH_CODERS.index(way))
         if state is not None:
-            way = "lanes"
-            body, state[:] = lanes.encode(symbols, tables, _frequencies(self.levels), state)
+            frequencies = _frequencies(self.levels)
+            pieces = []
+            for symbols, tables in reversed(passes):
+                piece, state[:] = lanes.encode(symbols, tables, frequencies, state)
+                pieces.append(piece)
+            pieces.reverse()
         elif way == "huffman":
             count = huffman.lanes_for(self.size)
-            body = huffman.encode(symbols, tables, [weights(row) for row in self.levels], count)
-        else:
-            order = np.argsort(tables, kind="stable")
-            ends = np.bincount(tables, minlength=len(self.levels)).cumsum()
-            body = coders.encode(way, np.split(symbols[order], ends[:-1]), self.levels)
-        head.number(BATCH_CODERS.index(way))
-        if way == "huffman":
             head.number(count.bit_length())
-        head.number(len(body))
-        return bytes(head.buffer), body
+            rows = [weights(row) for row in self.levels]
+            pieces = [huffman.encode(symbols, tables, rows, count) for symbols, tables in passes]
+        else:
+            runs = [run for one in passes for run in _runs(*one)]
+            pieces = [coders.encode(way, runs, self.levels)]
+        for piece in pieces:
+            head.number(len(piece))
+        return bytes(head.buffer), b"".join(pieces)
 
-    def expect(self, grid: Grid, tables: Tables) -> int:
-        """Where the symbols of a stream with this grid will start."""
-        start = self.count
-        self.count += grid.row_class.size * grid.column_class.size
-        if self.count > MOST_SYMBOLS or len(self.levels) + grid.blocks > MOST_TABLES:
+    def expect(self, levels: Array, promise: _Promise) -> None:
+        """Takes note of a stream that will be decoded."""
+        self.count += promise.size
+        self.tapped += promise.size if isinstance(promise.finder, Contexts) else 0
+        if (
+            self.count > MOST_SYMBOLS
+            or self.tapped > MOST_TAPPED
+            or len(self.levels) + len(levels) > MOST_TABLES
+        ):
             raise damaged("a batch is larger than any")
-        self.tables.append(grid.block_of(len(self.levels)))
-        self.levels += list(tables.levels)
-        return start
+        promise.first = len(self.levels)
+        self.promised.append(promise)
+        self.levels += list(levels)
 
     def decode(self, head: Reader, body: Reader, state: Array | None) -> None:
         """Decodes all streams that are expected. state: of the chain's lanes, where it has any."""
-        if not self.tables:
+        if not self.promised:
             return
         way = BATCH_CODERS[head.number(len(BATCH_CODERS) - 1)]
-        count = 1 << head.number(huffman.MOST.bit_length()) >> 1 if way == "huffman" else 0
-        data = body.raw(head.number())
-        tables = np.concatenate(self.tables)
-        self.tables = []
+        if way == "lanes" and state is None:
+            raise damaged("a batch has no lanes")
+        count = 1 << head.number(huffman.MOST.bit_length()) >> 1 if way == "huffman" else 1
+        if not count:
+            raise damaged("a batch has no lanes")
+        decode = self._decoder(way, head, body, state, count)
+        for number in range(max(promise.passes for promise in self.promised)):
+            held = [promise for promise in self.promised if promise.passes > number]
+            tables = np.concatenate([promise.tables(number) for promise in held])
+            symbols, at = decode(tables), 0
+            for promise in held:
+                end = at + promise.size // promise.passes
+                promise.take(symbols[at:end])
+                at = end
+
+    def _decoder(
+        self, way: str, head: Reader, body: Reader, state: Array | None, count: int
+    ) -> Callable[[Array], Array]:
+        """What gives the symbols of the next pass, for the tables of each."""
         if way == "lanes":
-            if state is None:
-                raise damaged("a batch has no lanes")
-            self.decoded = lanes.decode(data, tables.size, tables, _frequencies(self.levels), state)
-        elif way == "huffman":
-            if not count:
-                raise damaged("a batch has no lanes")
-            found = [weights(row) for row in self.levels]
-            self.decoded = huffman.decode(data, tables.size, tables, found, count)
-        else:
-            lengths = np.bincount(tables, minlength=len(self.levels)).tolist()
-            runs = coders.decode(way, data, lengths, self.levels)
-            self.decoded = np.empty(tables.size, np.uint8)
-            self.decoded[np.argsort(tables, kind="stable")] = np.concatenate(runs)
+            assert state is not None
+            lookup = lanes.lookup(_frequencies(self.levels))
+            return lambda tables: lanes.decode(body.raw(head.number()), tables, lookup, state)
+        if way == "huffman":
+            rows = [weights(row) for row in self.levels]
+            return lambda tables: huffman.decode(body.raw(head.number()), tables.size, tables, rows, count)
+        decoder = coders.Decoder(way, body.raw(head.number()), self.levels)
+
+        def found(tables: Array) -> Array:
+            lengths = np.bincount(tables)
+            runs = [decoder.run(table, int(lengths[table])) for table in np.flatnonzero(lengths).tolist()]
+            symbols = np.empty(tables.size, np.uint8)
+            symbols[np.argsort(tables, kind="stable")] = np.concatenate(runs)
+            return symbols
+
+        return found
+
+
+def _runs(symbols: Array, tables: Array) -> list[tuple[int, Array]]:
+    """The symbols of each table that has any, in order."""
+    order = np.argsort(tables, kind="stable")
+    ends = np.bincount(tables).cumsum()
+    pieces = np.split(symbols[order], ends[:-1])
+    return [(table, piece) for table, piece in enumerate(pieces) if piece.size]
+
+
+class _Promise:
+    """A stream whose symbols will be decoded, all at once or tap by tap. finder: what knows the tables."""
+
+    def __init__(self, finder: Grid | Contexts, rows: int, columns: int) -> None:
+        self.finder = finder
+        self.size = rows * columns
+        self.shape = rows, columns
+        self.passes = finder.taps if isinstance(finder, Contexts) else 1
+        self.first = 0
+        self.taken: list[Array] = []
+
+    @cached_property
+    def _before(self) -> tuple[Array, Array]:
+        """Magnitudes and values of the taps, as far as they are known."""
+        assert isinstance(self.finder, Contexts)
+        shape = self.finder.taps, self.finder.kernels
+        return np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+
+    def tables(self, number: int) -> Array:
+        """The tables of the symbols of a pass."""
+        if isinstance(self.finder, Grid):
+            return self.finder.block_of(self.first)
+        return self.finder.numbers(number, *self._before) + np.uint16(self.first)
+
+    def take(self, symbols: Array) -> None:
+        """Takes the symbols of the next pass."""
+        if isinstance(self.finder, Contexts):
+            sizes, values = self._before
+            sizes[len(self.taken)] = self.finder.magnitudes[symbols]
+            values[len(self.taken)] = symbols.astype(np.float32) - np.float32(self.finder.center)
+        self.taken.append(symbols)
+
+    def matrix(self) -> Array:
+        """What was taken, in its place."""
+        if len(self.taken) == 1:
+            return self.taken[0].reshape(self.shape)
+        return np.stack(self.taken, axis=1).reshape(self.shape)
 
 
 def read_stream(head: Reader, body: Reader, rows: int, columns: int, batch: Batch) -> Callable[[], Array]:
@@ -191,12 +303,18 @@ def read_stream(head: Reader, body: Reader, rows: int, columns: int, batch: Batc
     low, symbols = head.number(255), head.number(256)
     if low + symbols > 256 or symbols < 2:
         raise damaged("a stream has no symbols")
-    grid = Grid.read(head, rows, columns)
-    start = batch.expect(grid, Tables.read(head, grid.blocks, symbols))
+    finder: Grid | Contexts
+    if way == "taps":
+        finder = Contexts.read(head, rows, columns, symbols)
+        levels = Tilts.read(head, finder.blocks, symbols).levels
+    else:
+        finder = Grid.read(head, rows, columns)
+        levels = Tables.read(head, finder.blocks, symbols).levels
+    promise = _Promise(finder, rows, columns)
+    batch.expect(levels, promise)
 
     def found() -> Array:
-        assert batch.decoded is not None
-        matrix: Array = batch.decoded[start : start + size].reshape(rows, columns)
+        matrix = promise.matrix()
         return matrix + np.uint8(low) if low else matrix
 
     return found

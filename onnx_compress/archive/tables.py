@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 ABSENT = 255  # level of a symbol that does not occur
-_DEEPEST = 191  # level of the least frequency, 2^-24
+DEEPEST = 191  # level of the least frequency, 2^-24
 _EIGHTHS: Array = np.array(  # 2^(24-i/8)
     [16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842], np.int64
 )
@@ -45,7 +45,7 @@ class Tables:
     """One table for each block of a stream. levels: (blocks, symbols) uint8; fits: the parametric ones, else None."""
 
     levels: Array
-    fits: tuple[tuple[int, int, int] | None, ...]
+    fits: tuple[tuple[int, int, int, int] | None, ...]
     center: int
 
     def write(self, head: Writer) -> None:
@@ -56,10 +56,11 @@ class Tables:
                 head.number(0)
                 head.raw(levels.tobytes())
             else:
-                slope, curve, cap = fit
+                slope, curve, cap, reach = fit
                 head.number(cap)
                 head.number(slope)
                 head.number(curve)
+                head.number(reach)
 
     @classmethod
     def read(cls, head: Reader, blocks: int, symbols: int) -> Tables:
@@ -67,7 +68,7 @@ class Tables:
         center = head.number(255)
         rows: list[Array] = []
         for _ in range(blocks):
-            cap = head.number(_DEEPEST)
+            cap = head.number(DEEPEST)
             if cap == 0:
                 row = np.frombuffer(head.raw(symbols), np.uint8)
                 if (row == ABSENT).all():
@@ -75,6 +76,8 @@ class Tables:
                 rows.append(row)
             else:
                 rows.append(_levels(head.number(1 << 20), head.number(1 << 20), cap, center, symbols))
+                # > what is far out in no block takes slots from what is there
+                rows[-1][_away(center, symbols) > head.number(255)] = ABSENT
         return cls(np.array(rows, np.uint8).reshape(blocks, symbols), (None,) * blocks, center)
 
 
@@ -85,27 +88,38 @@ def fit_tables(counts: Array) -> tuple[Tables, float]:
     present = counts > 0
     most = np.maximum(counts.max(axis=1, keepdims=True), 1)
     depth = np.rint(8 * np.log2(most / np.maximum(counts, 1)))
-    explicit = np.where(present, np.minimum(depth, _DEEPEST), ABSENT).astype(np.uint8)
+    explicit = np.where(present, np.minimum(depth, DEEPEST), ABSENT).astype(np.uint8)
     found = weights(explicit)
     total = np.maximum(found.sum(axis=1, keepdims=True), 1)
     bits = (counts * np.log2(total / np.maximum(found, 1))).sum(axis=1) + 8 + _EXPLICIT_BITS * symbols
-    fits: list[tuple[int, int, int] | None] = [None] * blocks
+    fits: list[tuple[int, int, int, int] | None] = [None] * blocks
     levels = explicit
     if symbols > 4:
         shapes, candidates, code_bits = _candidates(center, symbols)
         costs = counts @ code_bits.T + 40
         best = costs.argmin(axis=1)
         better = costs[np.arange(blocks), best] < bits
-        levels = np.where(better[:, None], candidates[best], explicit)
-        fits = [shapes[index] if use else None for index, use in zip(best, better, strict=True)]
+        away = _away(center, symbols)
+        reach = (present * away).max(axis=1)
+        chosen = np.where(away > reach[:, None], ABSENT, candidates[best])
+        levels = np.where(better[:, None], chosen, explicit)
+        fits = [
+            (*shapes[index], int(far)) if use else None
+            for index, use, far in zip(best, better, reach, strict=True)
+        ]
         bits = np.minimum(bits, costs[np.arange(blocks), best])
     # > an empty block: any table does
     levels = np.where(present.any(axis=1, keepdims=True) | (levels != ABSENT), levels, 0).astype(np.uint8)
     return Tables(levels, tuple(fits), center), float(bits.sum())
 
 
+def _away(center: int, symbols: int) -> Array:
+    """How far each symbol is from the centre."""
+    return np.abs(np.arange(symbols, dtype=np.int64) - center)
+
+
 def _levels(slope: int, curve: int, cap: int, center: int, symbols: int) -> Array:
-    away = np.abs(np.arange(symbols, dtype=np.int64) - center)
+    away = _away(center, symbols)
     return np.minimum((slope * away + curve * away * away) >> 8, cap).astype(np.uint8)
 
 
@@ -125,6 +139,6 @@ def _shapes() -> tuple[list[tuple[int, int, int]], Array, Array, Array]:
 def _candidates(center: int, symbols: int) -> tuple[list[tuple[int, int, int]], Array, Array]:
     """Every shape around `center`: parameters, levels, and bits of each symbol."""
     shapes, levels, logarithms, sums = _shapes()
-    away = np.abs(np.arange(symbols) - center)
+    away = _away(center, symbols)
     total = sums[:, center] + sums[:, symbols - 1 - center] - sums[:, 0]
     return shapes, levels[:, away], np.log2(total)[:, np.newaxis] - logarithms[:, away]

@@ -98,13 +98,13 @@ class Packing:
         return 256 ** np.arange(self.width, dtype=np.int64)
 
 
-def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int]]:
-    """The initializers of `proto` that nodes unpack, each with its packing and the weights in a row of what it stands for.
+def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int, int]]:
+    """The initializers of `proto` that nodes unpack, each with its packing, and the weights in a row and in a kernel of what it stands for.
 
     Known by Mod(Div(bytes, powers), radix), `bytes` being Cast or MatMul(Cast, places) of the initializer; its bytes are not
     looked at.
     """
-    found: dict[str, tuple[Packing, int]] = {}
+    found: dict[str, tuple[Packing, int, int]] = {}
     for graph in graphs(proto.graph):
         weights = {tensor.name: tensor for tensor in graph.initializer}
         makers = {name: node for node in graph.node for name in node.output}
@@ -116,16 +116,17 @@ def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int]]:
             tensor, powers = source
             if powers.size < 2 or len(tensor.dims) != 2:
                 continue
-            inner, name = 1, mod.output[0]
+            inner, taps, name = 1, 1, mod.output[0]
             while (
                 name in shapers
             ):  # a Reshape, or one to a vector, a Slice and another where digits are left over
                 shape = weights.get(shapers[name].input[1])
                 if shape is not None and _is_small(shape):
-                    inner = int(np.prod(onnx.numpy_helper.to_array(shape)[1:]))
+                    sizes = onnx.numpy_helper.to_array(shape)
+                    inner, taps = int(np.prod(sizes[1:])), int(np.prod(sizes[2:]))
                 name = shapers[name].output[0]
             packing = Packing(int(powers[1]), powers.size, tensor.dims[1])
-            found[tensor.name] = packing, max(inner, 1)
+            found[tensor.name] = packing, max(inner, 1), max(taps, 1)
     return found
 
 
