@@ -182,7 +182,7 @@ def _prepare(stages: Stages, found: Preflight, line: Line, *, freeze: bool) -> N
         prepared.skips,
     )
     stages.steps.append(step)
-    if found.runs:
+    if found.runs and (frozen or prepared.changes):  # > else preflight ran the same model
         examine(prepared.model, "prepare", stages, line)
     stages.models.append(("prepare", prepared.model))
 

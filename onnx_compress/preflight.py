@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 PICTURES = ((48, 320), (32, 320), (64, 64), (32, 32), (224, 224), (256, 256), (640, 640))  # height, width
-BATCH = 4  # samples: what a model that takes any number of them is tried with
+BATCH = 2  # samples: what a model that takes any number of them is tried with
 CHUNK = 100  # tensors fetched by one run: their values are in memory together
 # what onnxruntime says of an operator that it knows but has no kernel for, or of a domain that is not its own
 _NOT_RUNNABLE = re.compile(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx_compress.contract import Job, Result
 from onnx_compress.model.document import Model
 from onnx_compress.passes.int8 import Int8
-from onnx_compress.passes.int8.ranges import METHODS, affine, choose, divergence, seen, squared_error
+from onnx_compress.passes.int8.ranges import METHODS, affine, choose, divergence, seen, squared_errors
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data
 from onnx_compress.runtime.session import input_specs
@@ -104,8 +104,8 @@ def test_mse_finds_what_a_fine_grid_finds() -> None:
     found = choose(drawn, "mse")
     low, high = -found.zero * found.scale, (255 - found.zero) * found.scale
     shares = np.linspace(0.02, 1, 60)
-    best = min(squared_error(drawn, drawn.low * a, drawn.high * b) for a in shares for b in shares)
-    assert squared_error(drawn, low, high) <= 1.01 * best
+    best = min(squared_errors(drawn, [(drawn.low * a, drawn.high * b) for a in shares for b in shares]))
+    assert squared_errors(drawn, [(low, high)])[0] <= 1.01 * best
 
 
 def test_entropy_is_the_divergence_of_the_codes() -> None:

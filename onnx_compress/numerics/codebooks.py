@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.linalg import cho_solve
+import scipy
 
 from onnx_compress.numerics.kmeans import codebook
 from onnx_compress.numerics.leastsquares import cholesky, output_error
@@ -227,6 +227,6 @@ def _solved(left: Array, right: Array, basis: Array, before: Array) -> Array:
     if not used.any():
         return before
     factor, _ = cholesky(left[np.ix_(used, used)], RIDGE)
-    theta[used] += cho_solve(factor, (right - left @ theta)[used])
+    theta[used] += scipy.linalg.cho_solve(factor, (right - left @ theta)[used])
     found: Array = basis @ theta
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.linalg.lapack import dtrtri, spotrf
+import scipy
 
 from onnx_compress.numerics.leastsquares import cholesky
 
@@ -199,7 +199,7 @@ def _reverse_factor(gram: Array, order: Array, damping: float) -> Array:
         level = float(np.trace(narrow, dtype=np.float64)) / len(order)
         narrow[np.diag_indices(len(order))] += damping * level
         # > transposed: the matrix is symmetric, and LAPACK works in place on columns
-        lower, failed = spotrf(narrow.T, lower=1, clean=0, overwrite_a=1)
+        lower, failed = scipy.linalg.lapack.spotrf(narrow.T, lower=1, clean=0, overwrite_a=1)
         if not failed and np.diagonal(lower).min() ** 2 > 1e-6 * level:
             return np.asarray(lower[::-1, ::-1])
     (lower, _), _ = cholesky(np.asarray(gram)[np.ix_(back, back)], damping)
@@ -209,5 +209,5 @@ def _reverse_factor(gram: Array, order: Array, damping: float) -> Array:
 def inverse_factor(gram: Array, damping: float) -> Array:
     """U, upper triangular, with Uᵀ U = (G + λI)⁻¹: the inverse of R, upper triangular, with R Rᵀ = G + λI."""
     (lower, _), _ = cholesky(gram[::-1, ::-1], damping)
-    upper, _ = dtrtri(np.tril(lower)[::-1, ::-1], lower=0)
+    upper, _ = scipy.linalg.lapack.dtrtri(np.tril(lower)[::-1, ::-1], lower=0)
     return np.asarray(upper)

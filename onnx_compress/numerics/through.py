@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.linalg import cho_solve
+import scipy
 
 from onnx_compress.numerics.leastsquares import centred, cholesky
 
@@ -129,7 +129,7 @@ class Fit:
             mean, mean_y = self.mean[group], first_y[group] / self._count
             products = cross[group] / self._count - np.outer(mean, mean_y if self._bias else shift[group])
             prior = self.prior[group]
-            weight[group] = prior + cho_solve(factor, products - gram @ prior.T).T
+            weight[group] = prior + scipy.linalg.cho_solve(factor, products - gram @ prior.T).T
             if self._bias:
                 shift[group] = mean_y - weight[group] @ mean
         self.weight, self.shift = weight, shift

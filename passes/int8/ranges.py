@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
+    Ends = tuple[float, float]
+    Losses = Callable[["Seen", Sequence[Ends]], Any]
 
 METHODS = ("mse", "minmax", "percentile", "entropy")
 EVEN = np.linspace(0.2, 1.0, 41)  # by what a range is drawn in
@@ -146,8 +150,10 @@ def choose(points: Seen, method: str, codes: Codes = UINT8) -> Affine:
     if method == "percentile":
         return affine(*_percentile(points, low, high), codes)
     if method == "entropy":
-        return affine(*_least(points, low, high, partial(divergence, codes=codes), EVEN[EVEN > 0.3]), codes)
-    return affine(*_least(points, low, high, partial(squared_error, codes=codes), [*EVEN, *FAR]), codes)
+        return affine(
+            *_least(points, low, high, partial(divergences, codes=codes), list(EVEN[EVEN > 0.3])), codes
+        )
+    return affine(*_least(points, low, high, partial(squared_errors, codes=codes), [*EVEN, *FAR]), codes)
 
 
 def _percentile(points: Seen, low: float, high: float) -> tuple[float, float]:
@@ -158,23 +164,32 @@ def _percentile(points: Seen, low: float, high: float) -> tuple[float, float]:
     return max(low, min(float(first), 0.0)), min(high, max(float(last), 0.0))
 
 
-def _least(points: Seen, low: float, high: float, loss: Any, shrink: Any) -> tuple[float, float]:
+def _least(points: Seen, low: float, high: float, losses: Losses, shrink: Sequence[float]) -> Ends:
     """The range of the least loss: both ends drawn in together, then each alone around the best."""
-    best = min(((low * s, high * s) for s in shrink), key=lambda ends: loss(points, *ends))
+
+    def best_of(tried: list[Ends]) -> Ends:
+        return tried[int(np.argmin(losses(points, tried)))]
+
+    best = best_of([(low * s, high * s) for s in shrink])
     for fine in (np.linspace(0.7, 1.3, 25), np.linspace(0.95, 1.05, 11)):
-        for end in (0, 1):
-            ends = [
-                (max(best[0] * s, low), best[1]) if end == 0 else (best[0], min(best[1] * s, high))
-                for s in fine
-            ]
-            best = min(ends, key=lambda ends: loss(points, *ends))
+        best = best_of([(max(best[0] * s, low), best[1]) for s in fine])
+        best = best_of([(best[0], min(best[1] * s, high)) for s in fine])
     return best
 
 
-def squared_error(points: Seen, low: float, high: float, codes: Codes = UINT8) -> float:
-    """Σ (x − Q(x))² over the points, rounded and clipped to codes from `low` to `high`."""
-    scale = affine(low, high, codes)
-    return float(points.counts @ (points.values - _codes(points.values, scale) * scale.scale) ** 2)
+def squared_errors(points: Seen, ranges: Sequence[Ends], codes: Codes = UINT8) -> Array:
+    """Of each range, Σ (x − Q(x))² over the points, rounded and clipped to codes from its low to its high."""
+    found = [affine(low, high, codes) for low, high in ranges]
+    scale = np.array([[one.scale] for one in found])
+    least = np.array([[codes.least - one.zero] for one in found])
+    # > in place: of a large model these are millions of values
+    values = points.values / scale
+    np.rint(values, out=values)
+    np.clip(values, least, least + codes.steps, out=values)
+    values *= scale
+    values -= points.values
+    errors: Array = np.square(values, out=values) @ points.counts
+    return errors
 
 
 def _codes(values: Array, scale: Affine) -> Array:
@@ -182,6 +197,11 @@ def _codes(values: Array, scale: Affine) -> Array:
     least = scale.codes.least - scale.zero
     clipped: Array = np.clip(np.rint(values / scale.scale), least, least + scale.codes.steps)
     return clipped
+
+
+def divergences(points: Seen, ranges: Sequence[Ends], codes: Codes = UINT8) -> list[float]:
+    """The `divergence` of each range."""
+    return [divergence(points, low, high, codes) for low, high in ranges]
 
 
 def divergence(points: Seen, low: float, high: float, codes: Codes = UINT8) -> float:
