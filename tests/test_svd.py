@@ -19,11 +19,12 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.lowrank import balanced, decompose, energy
 from onnx_compress.numerics.spatial import spatial_factors, spatial_product, spectrum
-from onnx_compress.passes.svd import Svd
+from onnx_compress.passes.svd import Svd, worth
 from onnx_compress.passes.svd.aim import plain_problem, relative_error, solve
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.factors import Factors
-from onnx_compress.passes.svd.forms import Form, form_macs, form_params
+from onnx_compress.passes.svd.forms import Form, Method, form_macs, form_params
+from onnx_compress.passes.svd.goal import Goal
 from onnx_compress.passes.svd.layers import find_layers
 from onnx_compress.passes.svd.ranks import ShareOut
 from onnx_compress.passes.svd.study import Study
@@ -31,6 +32,7 @@ from onnx_compress.recipe import parse, resolve
 from onnx_compress.runtime.agreement import output_error
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
+from onnx_compress.runtime.decision import Decision
 from onnx_compress.runtime.session import Session, input_specs
 from onnx_compress.runtime.walk import Walk
 
@@ -237,6 +239,56 @@ def test_tolerance_bounds_the_held_out_error() -> None:
         errors.append(output_error(model, result.model, data.split(0.25, 0)[1]))
         assert errors[-1] <= tolerance
     assert errors[0] < errors[1]
+
+
+def test_what_earlier_passes_did_is_not_held_against_it() -> None:
+    """The tolerance bounds what the pass adds: on a model that is already off by more, there is still room."""
+    model = net()
+    data = images(model)
+    tolerance = 0.02
+    given = svd("svd:tolerance=0.05:keep_if=always:round_to=1:exclude=head", model, data).model
+    held = data.split(0.25, 0)[1]
+    before = output_error(model, given, held)
+    assert before > tolerance
+    (item,) = resolve(parse(f"svd:tolerance={tolerance}:keep_if=always:round_to=1"), [Svd])
+    result = item.apply(Job(given, model, data, 0, Clock(1)))
+    assert any(change.what in METHODS for change in result.changes)
+    assert output_error(model, result.model, held) <= before + tolerance
+
+
+def test_the_fastest_form_that_loses_no_more_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock at the rank in question, whatever the multiply-adds say; the gain orders the trials on the whole model."""
+    model = net(width=16)
+    data = images(model)
+    study = Study.of(job_of(model, data), exclude="stem|head", data_aware=True)
+    study.observe(study.layers)
+    forms: tuple[Method, ...] = ("svd", "spatial", "tucker2")
+    methods = dict.fromkeys((layer.output for layer in study.layers), forms)
+    study.tabulate(study.layers, methods, 1, by="macs", only=None)
+    layers = {layer.output: layer for layer in study.layers}
+    plan = {
+        name: min(
+            (o for o in study.tables[name] if o.form.method == "spatial"), key=lambda o: abs(o.error - 0.05)
+        )
+        for name in layers
+    }
+
+    def slow_but_for_svd(_job: Job, layer: Any, form: Form, _shapes: Any) -> Decision:
+        return Decision(layer.node, "time", 0.4 if form.method == "svd" else 0.1, True)
+
+    monkeypatch.setattr(worth, "propose", slow_but_for_svd)
+    goal = Goal(0.01, "faster", forms)
+    chosen = worth.fastest_forms(study, goal, layers, plan)
+    assert {option.form.method for option in chosen.values()} == {"svd"}
+    assert all(chosen[name].error <= plan[name].error for name in plan)
+    assert study.gains["c1"][chosen["c1"].form] == pytest.approx(0.4 * layers["c1"].macs)
+    assert worth.fastest_forms(study, Goal(0.01, "always", forms), layers, plan) == plan
+
+    def slow(_job: Job, layer: Any, _form: Form, _shapes: Any) -> Decision:
+        return Decision(layer.node, "time", -0.1, False)
+
+    monkeypatch.setattr(worth, "propose", slow)
+    assert worth.fastest_forms(study, goal, layers, plan) == {}
 
 
 def test_data_beats_weights_alone() -> None:

@@ -9,6 +9,7 @@ from onnx_compress.contract import Skip
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.ranks import Option, ShareOut, option_of, vbmf_form
 from onnx_compress.passes.svd.refit import refit
+from onnx_compress.passes.svd.worth import fastest_forms
 
 if TYPE_CHECKING:
     from onnx_compress.passes.svd.factors import Factors
@@ -48,8 +49,10 @@ class Planner:
         share = ShareOut([self._rows(layer) for layer in usable])
         if goal.bounded:
             plan = self._largest_saving(usable, share)
+            within = f"no rank that pays keeps the outputs within {goal.bound:g}"
+            slower = "no form of it is faster at the rank that the error asks for"
             self.skips += [
-                Skip(layer.node, f"no rank that pays keeps the outputs within {goal.bound:g}")
+                Skip(layer.node, slower if layer.output in study.gains else within)
                 for layer in usable
                 if layer.output not in plan
             ]
@@ -140,22 +143,27 @@ class Planner:
         return [(float(layer.macs), 0.0), *zip(costs, harms, strict=True)]
 
     def _largest_saving(self, layers: list[Layer], share: ShareOut) -> dict[str, Option]:
-        """The plan that saves most and whose measured error on held-out data, once refitted, stays within the tolerance.
+        """The plan that saves most and that, once refitted, adds no more than the tolerance on held-out data.
 
         Refitting is slow, so the search measures plans without it; once it is known how much the refit gains, it goes on
         from there.
         """
-        study, bound = self.study, self.goal.bound
-        plan = self._search(layers, share, bound)
+        study = self.study
+        allowed = (
+            study.error(study.job.model) + self.goal.bound
+        )  # > not the bound alone: earlier passes had their own
+        plan = self._search(layers, share, allowed)
         if not plan or study.fit is None:
             return plan
         plain = study.error(study.build(plan))
         refitted = study.error(apply_factors(study.job.model, self.fit(plan)))
-        if refitted > 0.8 * plain:
-            return plan
-        bolder = self._search(layers, share, 0.9 * bound * plain / refitted)
-        if study.error(apply_factors(study.job.model, self.fit(bolder))) <= bound:
-            return bolder
+        if refitted <= 0.8 * plain:
+            bolder = self._search(layers, share, 0.9 * allowed * plain / refitted)
+            if study.error(apply_factors(study.job.model, self.fit(bolder))) <= allowed:
+                plan = bolder
+        faster = fastest_forms(study, self.goal, {layer.output: layer for layer in layers}, plan)
+        if faster != plan and study.error(apply_factors(study.job.model, self.fit(faster))) <= allowed:
+            return faster
         return plan
 
     def _search(self, layers: list[Layer], share: ShareOut, bound: float) -> dict[str, Option]:

@@ -51,16 +51,25 @@ def table(
     by: str = "macs",
     only: int | None = None,
 ) -> list[Option]:
-    """Every way worth knowing to factor `layer` with ranks that are multiples of `multiple` and save `by`."""
+    """Every way worth knowing to factor `layer` with ranks that are multiples of `multiple` and save `by`.
+
+    Of each method those that no other of it beats: between methods, time may have the say.
+    """
     options: list[Option] = []
     for method in methods:
         forms = candidates(layer, method, multiple, by=by, only=only)
         if not forms:
             continue
-        for form, error in zip(forms, _ERRORS[method](layer, problem, forms), strict=True):
-            if np.isfinite(error):
-                options.append(Option(form, form_macs(layer, form), form_params(layer, form), error))
-    return pareto(options, by)
+        errors = _ERRORS[method](layer, problem, forms)
+        options += pareto(
+            [
+                Option(form, form_macs(layer, form), form_params(layer, form), error)
+                for form, error in zip(forms, errors, strict=True)
+                if np.isfinite(error)
+            ],
+            by,
+        )
+    return sorted(options, key=lambda option: (getattr(option, by), option.error))
 
 
 def option_of(layer: Layer, problem: Problem, form: Form) -> Option:

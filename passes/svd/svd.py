@@ -147,7 +147,10 @@ class Svd:
             names = {output: output for output in names}
         outputs = {node: output for output, node in names.items()}
         works = {layer.output: layer.macs for layer in study.layers}
-        gains = {node: float(works[output] - plan[output].macs) for node, output in outputs.items()}
+        gains = {
+            node: study.gains.get(output, {}).get(plan[output].form, float(works[output] - plan[output].macs))
+            for node, output in outputs.items()
+        }
 
         def build(kept: set[str]) -> Model:
             dropped = {output for node, output in outputs.items() if node not in kept}
