@@ -25,6 +25,7 @@ from onnx_compress.errors import InputError
 from onnx_compress.model import wire
 from onnx_compress.model.external import map_external, open_regular, real_folder
 from onnx_compress.model.inline_functions import refuse_endless
+from onnx_compress.model.sound import PACKED, refuse_unsound
 from onnx_compress.model.staging import staging_file
 
 if TYPE_CHECKING:
@@ -210,11 +211,7 @@ class Model:
 
 
 ALIGNMENT = 64  # bytes: of each tensor in an external data file
-_PACKED = {TensorProto.STRING} | {
-    getattr(TensorProto, name)
-    for name in ("UINT4", "INT4", "FLOAT4E2M1", "UINT2", "INT2")
-    if hasattr(TensorProto, name)
-}
+_PACKED = {TensorProto.STRING} | PACKED
 _REFERENCE = 4  # bytes of a reference beside its entry: the entry's tag and length, and the data location
 _PREFIX = "onnx-compress:"  # no file can be meant: a reference never leaves this process
 
@@ -240,7 +237,7 @@ def _prefixed(length: int) -> int:
 
 
 def check(model: Model) -> None:
-    """Raises InputError, with onnx's own words, where the onnx checker does not accept the model.
+    """Raises InputError, with onnx's own words, where the onnx checker does not accept the model, or it is unsound.
 
     Raises LimitError where its functions would expand without reasonable end.
     """
@@ -267,6 +264,7 @@ def check(model: Model) -> None:
         ) as error:
             words = " ".join(str(error).split())
             raise InputError(f"not a valid ONNX model: {words}") from error
+    refuse_unsound(model.proto, tensors(model.proto))
 
 
 def _sparse_indices(message: Any) -> Iterator[TensorProto]:

@@ -110,6 +110,18 @@ def _untyped(model: ModelProto) -> None:
     model.graph.input[0].ClearField("type")
 
 
+def _element_type(field: str, kind: int) -> Callable[[ModelProto], object]:
+    return lambda m: setattr(getattr(m.graph, field)[0].type.tensor_type, "elem_type", kind)
+
+
+def _few_sizes(model: ModelProto) -> None:
+    """Of a Reshape, in the field for typed values, which onnx's checker does not count."""
+    model.graph.node.insert(3, node("Reshape", "p s", "q"))
+    model.graph.node[4].input[0] = "q"
+    model.graph.initializer.append(helper.make_tensor("s", TensorProto.INT64, [2], [0, -1]))
+    model.graph.initializer[-1].dims[0] = 4
+
+
 def _contradiction(model: ModelProto) -> None:
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 7
 
@@ -201,6 +213,11 @@ CHANGES: dict[str, Callable[[ModelProto], object]] = {
     "a kernel of no type": _attribute(0, ints=[3, 3]),
     "an input without a type": _untyped,
     "an output that nobody makes": _missing_output,
+    "an input of an unknown type": _element_type("input", 2**31 - 1),
+    "an input of a negative type": _element_type("input", -5),
+    "an input of no type": _element_type("input", 0),
+    "an output of an unknown type": _element_type("output", 77),
+    "sizes fewer than their shape": _few_sizes,
 }
 CASES: dict[str, Case] = {
     name: Case(spoilt(change), 3, RUN + ("int8", "svd", "cluster")[at % 3])
