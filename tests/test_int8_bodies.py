@@ -146,6 +146,18 @@ def test_a_branch_that_no_sample_takes_stays_in_float_and_is_named() -> None:
     assert apart(model, result.model) < 1e-3
 
 
+def test_a_branch_that_reads_inputs_only() -> None:
+    """Then nothing of the graph around it has to be recorded."""
+    proto = branching().to_proto()
+    del proto.graph.node[0]
+    for attribute in proto.graph.node[0].attribute:
+        attribute.g.node[0].input[0] = "x"
+    model = Model.from_proto(proto)
+    result = run(PLAIN, model, BOTH)
+    assert quantized(result) == {"then_1", "then_2", "else_1", "else_2"}
+    assert apart(model, result.model) < 1e-3
+
+
 def test_a_branch_over_the_tolerance_stays_as_it_was() -> None:
     model = branching()
     result = run(replace(PLAIN, tolerance=0.0), model, BOTH)

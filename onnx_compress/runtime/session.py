@@ -89,6 +89,8 @@ class Session:
         Raises LimitError, with onnxruntime's reason, where the run fails.
         """
         names = list(self.outputs if outputs is None else outputs)
+        if not names:  # > which are all of them to onnxruntime
+            return {}
         given = self.encoded({name: feeds[name] for name in self.inputs if name in feeds})
         try:
             values = self._session.run(names, given)
@@ -111,7 +113,7 @@ class Session:
 def input_specs(model: Model) -> list[InputSpec]:
     """The inputs that must be fed: graph inputs that are no initializers.
 
-    Raises InputError for an input that is no tensor.
+    Raises InputError for an input that is no tensor, or of no known type.
     """
     graph = model.proto.graph
     given = {tensor.name for tensor in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
@@ -123,7 +125,10 @@ def input_specs(model: Model) -> list[InputSpec]:
             kind = value.type.WhichOneof("value") or "untyped"
             raise InputError(f"input {value.name!r} is a {kind.removesuffix('_type')}, not a tensor")
         tensor = value.type.tensor_type
-        dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        try:
+            dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        except KeyError as error:
+            raise InputError(f"input {value.name!r} has a type that ONNX does not have: {error}") from error
         shape = tuple(_dimension(dim) for dim in tensor.shape.dim)
         specs.append(InputSpec(value.name, dtype, shape))
     return specs
