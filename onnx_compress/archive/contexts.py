@@ -171,9 +171,10 @@ def find_contexts(matrix: Array, taps: int, symbols: int) -> tuple[Contexts, Til
     every = np.concatenate([np.stack(first.features(tap, sizes)) for tap in range(taps)], axis=1)
     step = max(1, every.shape[1] >> 14)
     weights = _least_squares(every[:, ::step], sizes.reshape(-1)[::step])
+    gram = values @ values.T
     factors = np.zeros((taps, taps), np.int64)
     for tap in range(1, taps):
-        factors[tap, :tap] = _least_squares(values[:tap], values[tap])
+        factors[tap, :tap] = _solved(gram[:tap, :tap], gram[:tap, tap])
     aimed = replace(first, weights=weights, factors=factors)
     total = (weights.astype(np.int32) @ every) >> _COARSE
     foretold = np.concatenate([aimed.foretold(tap, values) for tap in range(taps)])
@@ -222,9 +223,13 @@ def _levels(ratios: Array) -> Array:
 def _least_squares(features: Array, aim: Array) -> Array:
     """Factors of `features` (n, many) in 64ths that a signed byte holds."""
     known = features.astype(np.float64)
-    gram = known @ known.T
+    return _solved(known @ known.T, known @ aim)
+
+
+def _solved(gram: Array, cross: Array) -> Array:
     ridge = 1e-3 * max(float(np.trace(gram)), 1.0) / len(gram) * np.eye(len(gram))
-    return np.clip(np.rint(64 * np.linalg.solve(gram + ridge, known @ aim)), -128, 127).astype(np.int64)
+    found: Array = np.rint(64 * np.linalg.solve(gram + ridge, cross))
+    return np.clip(found, -128, 127).astype(np.int64)
 
 
 def _interval(edges: Array, numbers: Array) -> Array:

@@ -13,7 +13,7 @@ from onnx import TensorProto
 
 from onnx_compress.archive.contexts import MOST_TAPS
 from onnx_compress.archive.fields import Reader, Writer, damaged
-from onnx_compress.archive.forms import FORMS, Form, byte_forms, form_of, read_words
+from onnx_compress.archive.forms import FORMS, Form, byte_forms, commonest, form_of, plain_form, read_words
 from onnx_compress.archive.streams import MOST_SYMBOLS, Batch, plan_stream, read_stream
 from onnx_compress.model.packing import Packing
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+_MANY = 1 << 13  # bytes from which on whole bytes may be symbols: their tables are long
+_EVEN = 1 / 32  # share of the commonest byte up to which they are
 _SMALL: dict[int, tuple[int, bool]] = {  # type: bits, signed
     TensorProto.UINT4: (4, False), TensorProto.INT4: (4, True),
     TensorProto.UINT2: (2, False), TensorProto.INT2: (2, True),
@@ -90,6 +92,8 @@ def digit_form(data: Array, digits: Digits, coder: str) -> Form | None:
     """Every digit a symbol, in rows as the weight has them; None where the bytes hold no such digits."""
     if digits.packing.group * data.size // digits.packing.width > MOST_SYMBOLS // 2:
         return None
+    if _even(data, digits):
+        return _whole_bytes(data.reshape(-1, digits.columns // digits.packing.group), coder)
     flat = digits.unpack(data)
     if flat is None:
         return None
@@ -105,6 +109,24 @@ def digit_form(data: Array, digits: Digits, coder: str) -> Form | None:
     best = min(forms, key=lambda form: form.size)
     tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, floor=False)
     return form_of("digits", bytes(head.buffer), *best.parts, tail)
+
+
+def _even(data: Array, digits: Digits) -> bool:
+    """Whether whole bytes of digits take hardly more bits as symbols than digits do, at half the time."""
+    packing = digits.packing
+    fits = packing.width == 1 and packing.radix**packing.group == 256 and digits.columns % packing.group == 0
+    if not fits or data.size < _MANY or data.size % (digits.columns // packing.group) or digits.taps > 1:
+        return False
+    return commonest(data.reshape(1, -1))[1] < _EVEN
+
+
+def _whole_bytes(matrix: Array, coder: str) -> Form:
+    """Bytes of several digits each as they are, in the rows of the weight."""
+    head = Writer()
+    for number in (256, 1, 1, 0, *matrix.shape, 1):
+        head.number(number)
+    tail = plan_stream(np.empty((1, 0), np.uint8), coder)
+    return form_of("digits", bytes(head.buffer), *plain_form(matrix, coder).parts, tail)
 
 
 def read_digits(head: Reader, body: Reader, size: int, batch: Batch) -> Callable[[], bytes]:

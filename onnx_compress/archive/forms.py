@@ -110,13 +110,18 @@ def byte_forms(symbols: Array, taps: int, coder: str) -> list[Form]:
         if gain > 0.9:
             found.append(form_of("taps", foretold[0], plan_stream(foretold[1], coder, floor=False)))
     if gain < 1.1:  # > near 1 both: classes of rows and columns may do more for one than for the other
-        found.append(form_of("plain", plan_stream(symbols, coder, floor=False)))
+        found.append(plain_form(symbols, coder))
     common, share = commonest(symbols)
     if taps > 1 and share > _CONTEXT_SHARE and symbols.size <= _CONTEXT_SYMBOLS and coder in _CONTEXT_CODERS:
         found.append(form_of("plain", plan_taps(symbols, taps)))
     if high - low < _PLAIN and share < 1 - _FEW_LEFT and coder != "huffman":
         return found
     return found + sparse_forms(symbols, common, 1, coder)
+
+
+def plain_form(symbols: Array, coder: str) -> Form:
+    """Bytes as they are."""
+    return form_of("plain", plan_stream(symbols, coder, floor=False))
 
 
 def commonest(symbols: Array) -> tuple[int, float]:

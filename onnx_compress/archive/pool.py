@@ -141,6 +141,8 @@ def _product(data: bytes, recent: deque[bytes]) -> tuple[int, bytes] | None:
         if len(other) != len(data):
             continue
         old = np.frombuffer(other, "<f4").astype(np.float64)
+        if abs(whole[0] * old[-1] - whole[-1] * old[0]) > 1e-5 * abs(whole[0] * old[-1]):
+            continue
         with np.errstate(all="ignore"):
             ratio = whole / old
             fine = np.isfinite(ratio)
