@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from onnx_compress.runtime.decision import Decision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from onnx_compress.model.document import Model
     from onnx_compress.runtime.clock import Clock
@@ -79,7 +79,8 @@ class Job:
     data: calibration batches, or None; seed: of every random choice; clock: measures or replays;
     finish: a model as the later passes of the recipe will leave it, quickly (for clock decisions);
     progress(done, total, what): to be called now and then; batch: samples in one run when the clock decides;
-    min_sqnr: dB that the outputs must keep, as the user asked of the whole run, or None.
+    min_sqnr: dB that the outputs must keep, and max_drop: by how much the metric may fall, as the user asked of the whole run,
+    or None; score: that metric, of outputs and data (inputs and targets), where `data` has the targets that --eval has.
     """
 
     model: Model
@@ -92,6 +93,8 @@ class Job:
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     batch: int = 1
     min_sqnr: float | None = None
+    max_drop: float | None = None
+    score: Callable[[Mapping[str, Any], Mapping[str, Any]], float] | None = None
     warnings: list[str] = field(default_factory=list)
 
 

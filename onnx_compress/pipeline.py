@@ -148,9 +148,11 @@ def run(request: Request, progress: Progress = silent) -> Compressed:
 
 def _line(this: Run, found: Preflight) -> Line:
     """What the passes share."""
+    inputs = this.inputs
+    alike = inputs.data and inputs.eval and inputs.eval.targets.keys() <= inputs.data.targets.keys()
     return Line(
         this.stages.model,
-        this.inputs.data,
+        inputs.data,
         found.feeds,
         this.request.seed,
         this.words.clock,
@@ -159,6 +161,8 @@ def _line(this: Run, found: Preflight) -> Line:
         this.words.replay,
         this.request.batch,
         this.request.min_sqnr,
+        this.request.max_drop,
+        this.words.score[1] if this.words.score and alike else None,
     )
 
 

@@ -44,6 +44,8 @@ class Line:
     replay: list[list[Mapping[str, Any]]] | None = None
     batch: int = 1
     min_sqnr: float | None = None
+    max_drop: float | None = None
+    score: Callable[[Mapping[str, Any], Mapping[str, Any]], float] | None = None
 
 
 @dataclass
@@ -121,6 +123,8 @@ def _job(
         input_shapes=line.input_shapes,
         batch=line.batch,
         min_sqnr=line.min_sqnr,
+        max_drop=line.max_drop,
+        score=line.score,
     )
     previews = [item for item in later if callable(getattr(item, "preview", None))]
     if not previews:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ from onnx_compress.passes.int8 import Int8
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data
-from onnx_compress.runtime.session import input_specs
+from onnx_compress.runtime.session import Session, input_specs
 
 if TYPE_CHECKING:
     from onnx_compress.runtime.data import Data
@@ -56,9 +56,9 @@ def test_of_two_layers_one_alone_in_int8_is_the_other_alone_in_float() -> None:
     assert all(error > 0 for error in errors.values())
 
 
-def trained() -> Job:
-    model = Model.load(MODELS / "fashion_mobilenet.onnx")
-    data = open_data(MODELS / "fashion_calib.npz", input_specs(model), samples=64)
+def trained(name: str = "fashion_mobilenet", samples: int = 64) -> Job:
+    model = Model.load(MODELS / f"{name}.onnx")
+    data = open_data(MODELS / "fashion_calib.npz", input_specs(model), samples=samples)
     return Job(model, model, data, 0, Clock(1))
 
 
@@ -80,3 +80,41 @@ def test_the_ratio_asked_of_the_run_is_kept_by_the_pass(tolerance: float | None)
     assert worst(job, kept.model) >= asked
     assert 0 < len([c for c in kept.changes if c.what == "quantize"]) < len(free.changes)
     assert any("in float to keep within" in skip.why for skip in kept.skips)
+
+
+def falls(job: Job, model: Model) -> float:
+    """The share of calibration samples to which `model` gives another class than the original."""
+    assert job.data is not None
+    return max(1 - (row.argmax or 0.0) for row in Reference(job.original, job.data).agreements(model))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_the_fall_of_the_metric_is_kept_by_the_pass(labelled: bool) -> None:
+    """In 8 bits some samples change their class; where one less may, no more do, and some layers are in 8 bits still."""
+    job = trained("fashion_mlp", 512)
+    assert job.data is not None
+    options = Int8(keep_if="always", rounding="nearest", equalize=False, tolerance=None)
+    free = options.apply(job)
+    asked = falls(job, free.model) - 1 / job.data.samples
+    assert asked > 0, "the model must lose something that can be kept"
+    score = None
+    if labelled:  # > by the original's own classes: then the metric is the agreement
+
+        def score(outputs: Any, data: Any) -> float:
+            (scores,) = outputs.values()
+            return float((scores.argmax(axis=1) == data["label"]).mean())
+
+        (values,) = Session(job.original).run(next(iter(job.data.batches(512)))).values()
+        feeds = next(iter(job.data.batches(512)))
+        labels = {**feeds, "label": values.argmax(axis=1)}
+        job = replace(job, data=open_data([labels], input_specs(job.model)), score=score)
+    kept = options.apply(replace(job, max_drop=asked))
+    assert falls(job, kept.model) <= asked + 1e-9
+    assert 0 < len([c for c in kept.changes if c.what == "quantize"]) <= len(free.changes)
+
+
+def test_where_nothing_keeps_to_what_is_asked_all_stays_in_float_and_says_why() -> None:
+    job = small()[0]
+    result = Int8(keep_if="always", tolerance=None, equalize=False).apply(replace(job, min_sqnr=150.0))
+    assert result.model is job.model
+    assert [skip.why for skip in result.skips] == ["with any layer in int8 it misses --min-sqnr 150"] * 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,6 +13,7 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.bodies import in_branches
 from onnx_compress.passes.int8.edges import integer_edges
 from onnx_compress.passes.int8.forms import at_run_time, weights_alone
+from onnx_compress.passes.int8.guard import guard
 from onnx_compress.passes.int8.islands import islands
 from onnx_compress.passes.int8.lower import lower
 from onnx_compress.passes.int8.opset import OPSET, OPSET_16, raised
@@ -23,13 +23,12 @@ from onnx_compress.passes.int8.search import Found, Search
 from onnx_compress.passes.int8.sensitivity import sensitivity
 from onnx_compress.passes.int8.targets import TARGETS, Rules, check_static, codes_for
 from onnx_compress.recipe import option
-from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.data import random_data
 from onnx_compress.runtime.machine import products_saturate
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 FREE = ("float", "dynamic")  # forms without calibrated ranges
 RANDOM_SAMPLES = 32
 PREVIEW_SAMPLES = 16
-ROOM_DB = 0.3  # above --min-sqnr on held-out samples: others differ
 
 
 @dataclass(frozen=True)
@@ -104,12 +102,7 @@ class Int8:
             data = made_up(job)
             warnings.append("int8: there is no --data, so the ranges come from random inputs")
         fit, held = data.split()
-        judge: Callable[[Model], float] = Reference(job.original, held, threads=job.clock.threads).error
-        bound = math.inf if self.tolerance is None else self.tolerance
-        if self.tolerance is not None and given is not job.original:
-            bound += judge(job.model)
-        if job.min_sqnr is not None:
-            judge, bound = within(job, held, bound)
+        judge, bound = guard(replace(job, data=data), held, self.tolerance)
         search = Search(self, job, fit, held, judge, bound, given.nbytes)
         found = self.found(search)
         if found.model is job.model:
@@ -215,22 +208,6 @@ class Int8:
             names = {node.name for node in Surgery(model).nodes() if pattern.search(node.name)}
             found |= dict.fromkeys(names, f"excluded by exclude={self.exclude}")
         return found
-
-
-def within(job: Job, held: Data, bound: float) -> tuple[Callable[[Model], float], float]:
-    """An error of a model, and its bound, that is met where the relative error meets `bound` and the ratio `min_sqnr`."""
-    reference = Reference(job.original, held, threads=job.clock.threads)
-    least = (job.min_sqnr or 0.0) + ROOM_DB
-    limit = bound if math.isfinite(bound) else 1.0
-
-    def judge(model: Model) -> float:
-        worst = min(
-            (a.sqnr_db for a in reference.agreements(model) if a.sqnr_db is not None), default=math.inf
-        )
-        missed = limit * 10 ** ((least - worst) / 10)
-        return max(missed, reference.error(model)) if math.isfinite(bound) else missed
-
-    return judge, limit
 
 
 def unfolded(model: Model) -> Model:

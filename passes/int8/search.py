@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from onnx_compress.contract import Change, Skip
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.fallback import hold
+from onnx_compress.passes.int8.guard import asked
 from onnx_compress.passes.int8.kinds import FLOAT_ONLY, LAYERS, weight_of
 from onnx_compress.passes.int8.migrate import balanced
 from onnx_compress.passes.int8.opset import raised
@@ -88,9 +89,7 @@ class Search:
         quick = Reference(job.original, self.held.take(SENSED), threads=job.clock.threads).error
         best = hold(quantizer, self.judge, quick, self.bound, followers=error <= less)
         if best is None:
-            return self.in_float(
-                f"with any layer in int8 the output error is over the tolerance of {self.options.tolerance:g}"
-            )
+            return self.in_float(f"with any layer in int8 it misses {asked(job, self.options.tolerance)}")
         return self._found(quantizer, *best[:2], followers=error <= less)
 
     def _balanced(self, model: Model) -> Model:
