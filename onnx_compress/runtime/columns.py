@@ -13,10 +13,11 @@ from onnx_compress.numerics.through import OPEN, Clamp, Piece
 from onnx_compress.runtime import unfold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
 
     from numpy.typing import NDArray
 
+    from onnx_compress.model.shapes import Shape
     from onnx_compress.runtime.layers import LayerInput
     from onnx_compress.runtime.walk import Walk
 
@@ -83,6 +84,60 @@ class Columns:
         if kept is not None:
             picked = picked[:, kept]
         return np.ascontiguousarray(picked.reshape(len(picked), layer.group, -1).swapaxes(0, 1))
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer is to give: tensor `tensor` of the original, less tensor `added` of the present model, through `clamp`."""
+
+    tensor: str
+    added: str | None
+    clamp: Clamp
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the layers of one model are to give.
+
+    original, present: the shapes of the tensors that each of the two models has; written: the place of the node that
+    writes each tensor of the present one; exits: the outputs of its graph.
+    """
+
+    original: Mapping[str, Shape]
+    present: Mapping[str, Shape]
+    written: Mapping[str, int]
+    exits: Collection[str]
+
+    def of(self, output: gs.Tensor, place: int) -> Target | None:
+        """For the layer at `place` that gives `output`; None where the original has no such tensor of the same shape.
+
+        Where that is added to a shortcut that is there by then, the sum: of two branches the later corrects both.
+        """
+        shortcut = self._shortcut(output, place)
+        if shortcut is not None:
+            total = output.outputs[0].outputs[0]
+            return Target(total.name, shortcut, self._clamp(total))
+        return Target(output.name, None, self._clamp(output)) if self._known(output) else None
+
+    def _shortcut(self, output: gs.Tensor, place: int) -> str | None:
+        users = output.outputs
+        if output.name in self.exits or len(users) != 1 or users[0].op not in ("Add", "Sum"):
+            return None
+        others = [tensor for tensor in users[0].inputs if tensor is not output]
+        if len(users[0].inputs) != 2 or len(others) != 1 or isinstance(others[0], gs.Constant):
+            return None
+        (other,), (total,) = others, users[0].outputs
+        sizes = {self.present.get(tensor.name) for tensor in (output, other, total)}
+        there = self.written.get(other.name, -1) < place
+        return other.name if there and len(sizes) == 1 and self._known(total) else None
+
+    def _known(self, tensor: gs.Tensor) -> bool:
+        return tensor.name in self.original and self.original[tensor.name] == self.present.get(
+            tensor.name, ()
+        )
+
+    def _clamp(self, tensor: gs.Tensor) -> Clamp:
+        return OPEN if tensor.name in self.exits else clamp_after(tensor)
 
 
 def clamp_after(tensor: gs.Tensor) -> Clamp:

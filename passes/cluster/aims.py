@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnx_compress.model.shapes import infer
 from onnx_compress.numerics.through import OPEN, Clamp, Fit
 from onnx_compress.passes.cluster.bias import adder, bias_of
-from onnx_compress.runtime.columns import Columns, clamp_after
+from onnx_compress.runtime.columns import Columns, Targets
 from onnx_compress.runtime.layers import LayerInput, layer_input, weight_index, weight_rows
 from onnx_compress.runtime.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     from onnx_compress.model.document import Model
@@ -70,14 +70,15 @@ class Wanted:
 
 
 def find_aims(
-    nodes: Sequence[gs.Node],
+    graph: gs.Graph,
     weights: Sequence[Weight],
     shapes: Mapping[str, Shape],
     original: Mapping[str, Shape],
 ) -> dict[int, Aim]:
     """The aims, by number, of the weights with one reader, a layer of the main graph whose output the original has too."""
-    places = {id(node): place for place, node in enumerate(nodes)}
-    written = {tensor.name: place for place, node in enumerate(nodes) for tensor in node.outputs}
+    places = {id(node): place for place, node in enumerate(graph.nodes)}
+    written = {tensor.name: place for place, node in enumerate(graph.nodes) for tensor in node.outputs}
+    targets = Targets(original, shapes, written, {tensor.name for tensor in graph.outputs})
     aims: dict[int, Aim] = {}
     for number, weight in enumerate(weights):
         node = weight.users[0][0]
@@ -89,38 +90,20 @@ def find_aims(
         rows = weight_rows(node, np.empty(weight.tensor.shape, np.bool_))
         if rows.shape[2] > WIDEST or 8 * rows.shape[0] * rows.shape[2] ** 2 > GRAMS:
             continue
-        target = _target(node, shapes, original, written)
+        place = places[id(node)]
+        target = targets.of(_output(node, shapes), place)
         if target is not None and weight.users[0][1] == weight_index(node):
-            aims[number] = Aim(number, places[id(node)], layer, *target)
+            aims[number] = Aim(number, place, layer, target.tensor, target.added, target.clamp)
     return aims
 
 
-def _target(
-    node: gs.Node, shapes: Mapping[str, Shape], original: Mapping[str, Shape], written: Mapping[str, int]
-) -> tuple[str, str | None, Clamp] | None:
-    """The original's sum, where the output is added to a shortcut that is there already, else the output itself."""
+def _output(node: gs.Node, shapes: Mapping[str, Shape]) -> gs.Tensor:
+    """What the layer gives: behind the Add that holds a MatMul's bias."""
     own = node.outputs[0]
     add = adder(node)
     size = shapes.get(own.name, (None,))[-1]
     biased = add is not None and isinstance(size, int) and bias_of(node, size) is not None
-    output = add.outputs[0] if add is not None and biased else own
-
-    def known(tensor: gs.Tensor) -> bool:
-        return tensor.name in original and original[tensor.name] == shapes.get(tensor.name, ())
-
-    users = output.outputs
-    if len(users) == 1 and users[0].op == "Add" and len(users[0].inputs) == 2:
-        total = users[0].outputs[0]
-        other = next((tensor for tensor in users[0].inputs if tensor is not output), None)
-        if (
-            other is not None
-            and not isinstance(other, gs.Constant)
-            and known(total)
-            and shapes.get(other.name) == shapes.get(total.name)
-            and written.get(other.name, -1) < written[own.name]
-        ):
-            return total.name, other.name, clamp_after(total)
-    return (output.name, None, clamp_after(output)) if known(output) else None
+    return add.outputs[0] if add is not None and biased else own
 
 
 class Ahead:

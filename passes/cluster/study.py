@@ -161,7 +161,9 @@ class Study:
         solution = Solution()
         nodes = list(self.surgery.graph.nodes)
         feeds = {name: value.shape for name, value in next(iter(data.batches(1))).items()}
-        every = find_aims(nodes, self.weights, infer(self.base, feeds), infer(self.job.original, feeds))
+        every = find_aims(
+            self.surgery.graph, self.weights, infer(self.base, feeds), infer(self.job.original, feeds)
+        )
         aims = [aim for number, aim in every.items() if self._aimed(number, clusters[number])]
         aims.sort(key=lambda aim: aim.place)
         if not aims:

@@ -17,7 +17,7 @@ from onnx_compress.numerics.through import OPEN, Clamp, Fit
 from onnx_compress.passes.prune.consumers import Consumer, bias_add, consumers
 from onnx_compress.passes.prune.cut import add_bias, has_bias, store
 from onnx_compress.passes.prune.rescale import Scale, scale_of
-from onnx_compress.runtime.columns import Columns, clamp_after
+from onnx_compress.runtime.columns import Columns, Target, Targets
 from onnx_compress.runtime.walk import Walk
 
 if TYPE_CHECKING:
@@ -223,6 +223,11 @@ def _steps(
     kept = _kept_outputs(original, shapes, units)
     readers = {id(reader.node): reader for reader in consumers(surgery, {}) if reader.output}
     places = {id(node): place for place, node in enumerate(surgery.graph.nodes)}
+    written = {
+        tensor.name: place for place, node in enumerate(surgery.graph.nodes) for tensor in node.outputs
+    }
+    # > the names and the ties are the same in both models, the sizes of the original's
+    targets = Targets(shapes, shapes, written, {tensor.name for tensor in surgery.graph.outputs})
     sizes = {tensor.name: list(tensor.dims) for tensor in original.proto.graph.initializer}
     made = {name for node in original.proto.graph.node for name in node.output}
     steps: list[Aim | Scale] = []
@@ -231,39 +236,11 @@ def _steps(
         if reader is not None and len(reader.weight.outputs) > 1:
             continue
         if reader is not None and reader.name in kept:
-            steps.append(_aim(surgery, reader, places, shapes, kept[reader.name]))
+            output = (bias_add(reader.node) or reader.node).outputs[0]
+            aim = targets.of(output, places[id(node)]) or Target(output.name, None, OPEN)
+            steps.append(Aim(places[id(node)], reader, aim.tensor, aim.added, aim.clamp, kept[reader.name]))
         else:
             scale = scale_of(node, reader, places, units, sizes)
             if scale is not None and scale.target in made:
                 steps.append(scale)
     return steps
-
-
-def _aim(
-    surgery: Surgery,
-    reader: Consumer,
-    places: Mapping[int, int],
-    shapes: Mapping[str, Shape],
-    kept: Array,
-) -> Aim:
-    """The original's output of the layer, or of the sum that it goes into."""
-    exits = {tensor.name for tensor in surgery.graph.outputs}
-    place = places[id(reader.node)]
-    output = (bias_add(reader.node) or reader.node).outputs[0]
-    target, added = output, None
-    shortcut = None if output.name in exits else _shortcut(output, shapes)
-    # a shortcut not yet met in graph order is refitted after this branch, and corrects it in turn
-    if shortcut is not None and shortcut.inputs and places[id(shortcut.inputs[0])] < place:
-        target, added = output.outputs[0].outputs[0], shortcut.name
-    clamp = OPEN if target.name in exits else clamp_after(target)
-    return Aim(place, reader, target.name, added, clamp, kept)
-
-
-def _shortcut(output: gs.Tensor, shapes: Mapping[str, Shape]) -> gs.Tensor | None:
-    """The tensor of the same shape that the Add after a layer, its output's only reader, adds to it."""
-    if len(output.outputs) != 1 or output.outputs[0].op != "Add":
-        return None
-    others = [t for t in output.outputs[0].inputs if t is not output and not isinstance(t, gs.Constant)]
-    if len(others) == 1 and shapes.get(others[0].name) == shapes.get(output.name) is not None:
-        return others[0]
-    return None

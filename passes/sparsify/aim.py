@@ -7,11 +7,10 @@ less today's shortcut. He, Zhang & Sun 2017, arXiv:1707.06168, section 3.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnx_compress.errors import CompressError
 from onnx_compress.model.shapes import infer
@@ -21,17 +20,17 @@ from onnx_compress.numerics.through import OPEN, Clamp, Fit
 from onnx_compress.passes.sparsify.brain import DAMPING, WORK, Inputs
 from onnx_compress.passes.sparsify.layers import put
 from onnx_compress.passes.sparsify.solve import Sparse, solve
-from onnx_compress.runtime.columns import Columns, clamp_after
+from onnx_compress.runtime.columns import Columns, Target, Targets
 from onnx_compress.runtime.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     from onnx_compress.contract import Job
     from onnx_compress.model.document import Model
-    from onnx_compress.model.shapes import Shape
     from onnx_compress.passes.sparsify.study import Study
     from onnx_compress.runtime.data import Data
 
@@ -39,15 +38,6 @@ if TYPE_CHECKING:
 
 ROUNDS = 2  # of fitting through a clamp
 BUDGET = 1 << 30  # bytes of activations held while walking
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a layer is to give: tensor `tensor` of the original, less tensor `added` of the present model, through `clamp`."""
-
-    tensor: str
-    added: str | None
-    clamp: Clamp
 
 
 def aimed(study: Study, zeros: Mapping[int, int], job: Job, data: Data) -> tuple[Model, dict[int, Sparse]]:
@@ -157,43 +147,17 @@ def _targets(study: Study, job: Job) -> dict[int, Target]:
     known = infer(job.original)
     made = {name for node in job.original.proto.graph.node for name in node.output}
     known = {name: shape for name, shape in known.items() if name in made}
-    written = {name: place for place, node in enumerate(job.model.proto.graph.node) for name in node.output}
+    graph = job.model.proto.graph
+    written = {name: place for place, node in enumerate(graph.node) for name in node.output}
+    targets = Targets(known, study.shapes, written, {tensor.name for tensor in graph.output})
     found = {}
     for number, layer in enumerate(study.layers):
         if layer.input.kind == "transpose" or layer.rows.shape[2] > study.widest:
             continue
-        target = target_of(layer.node, known, study.shapes, written)
+        target = targets.of(layer.node.outputs[0], layer.place)
         if target is not None:
             found[number] = target
     return found
-
-
-def target_of(
-    node: gs.Node, original: Mapping[str, Shape], present: Mapping[str, Shape], written: Mapping[str, int]
-) -> Target | None:
-    """What `node` is to give, or None where the original has no such tensor of the same shape.
-
-    written: the place of the node that writes each tensor of the present model. Of two branches that are added, the later
-    corrects the sum: the other must be there by then.
-    """
-    output = node.outputs[0]
-
-    def same(name: str) -> bool:
-        return name in original and original[name] == present.get(name, ())
-
-    users = output.outputs
-    if len(users) == 1 and users[0].op in ("Add", "Sum") and len(users[0].inputs) == 2:
-        total = users[0].outputs[0].name
-        other = next((tensor for tensor in users[0].inputs if tensor is not output), None)
-        if (
-            other is not None
-            and not isinstance(other, gs.Constant)
-            and same(total)
-            and present.get(other.name) == present.get(output.name) == present.get(total)
-            and written.get(other.name, len(written)) < written[output.name]
-        ):
-            return Target(total, other.name, clamp_after(users[0].outputs[0]))
-    return Target(output.name, None, clamp_after(output)) if same(output.name) else None
 
 
 def _live_bytes(study: Study) -> int:

@@ -1,8 +1,4 @@
-"""Factors refitted so that the layer, fed with what it is fed now, gives what the original gave there.
-
-Layers are taken in topological order, so each one sees the errors of those before it, and corrects them. Where the
-layer's output is added to a shortcut, the target is the original's sum less today's shortcut.
-"""
+"""The least-squares problem of one layer, and its solution in each form."""
 
 from __future__ import annotations
 
@@ -11,18 +7,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_graphsurgeon as gs
 
 from onnx_compress.numerics.cp import cp_factors, largest_components
 from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale, times
 from onnx_compress.numerics.spatial import Alternation, spatial_factors, spectrum
-from onnx_compress.numerics.through import OPEN, Clamp
 from onnx_compress.numerics.tucker import tucker_factors
 from onnx_compress.passes.svd.factors import Factors
-from onnx_compress.runtime.columns import clamp_after
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
@@ -32,7 +25,6 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.requests import GramStat
 
     Array = NDArray[Any]
-    Shape = tuple[int | str | None, ...]
 
 DAMPING = 1e-4  # of the mean diagonal of a Gram matrix: directions that the data hardly shows stay with the plain norm
 SHRINKAGE = 0.02  # of the same, times inputs over columns: few samples say little about many inputs
@@ -40,18 +32,6 @@ CP_EFFORT = 4  # sweeps of cp for one of the others: its parts see less of each 
 MIDDLING = 2000  # inputs of a layer up to which trials are refitted in turn
 SWEEP_WORK = 1e10  # rank times inputs², over all sweeps of one fit: large layers are given fewer
 RIDGE = 1e-2  # of the same: how strongly the target weight is held to the present one
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a layer's output should be: tensor `tensor` of the original, less tensor `minus` of the present model.
-
-    clamp: the range that the tensor is clipped to next, if it is used for nothing else.
-    """
-
-    tensor: str
-    minus: str | None = None
-    clamp: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -268,37 +248,3 @@ def damped(gram: Array, share: float) -> Array:
     size = len(gram)
     total: Array = gram + max(share * float(np.trace(gram)) / size, least) * np.eye(size)
     return total
-
-
-def target_of(
-    node: gs.Node, original: Mapping[str, Shape], present: Mapping[str, Shape], written: Mapping[str, int]
-) -> Target | None:
-    """What the output of `node` should be, or None where the original has no such tensor of the same shape.
-
-    written: for each tensor of the present model, the place of the node that writes it.
-    """
-    output = node.outputs[0]
-
-    def known(name: str) -> bool:
-        return name in original and original[name] == present.get(name, ())
-
-    users = output.outputs
-    if len(users) == 1 and users[0].op == "Add" and len(users[0].inputs) == 2:
-        total = users[0].outputs[0].name
-        other = next((tensor for tensor in users[0].inputs if tensor is not output), None)
-        # the later of two branches corrects the sum; the shortcut must be there already
-        if (
-            other is not None
-            and not isinstance(other, gs.Constant)
-            and known(total)
-            and present.get(other.name) == present.get(output.name) == present.get(total)
-            and written.get(other.name, -1) < written[output.name]
-        ):
-            return Target(total, other.name, _clamp(users[0]))
-    return Target(output.name, None, _clamp(node)) if known(output.name) else None
-
-
-def _clamp(node: gs.Node) -> Clamp | None:
-    """The range to which a Relu or Clip, the only user of the node's output, clips it."""
-    found = clamp_after(node.outputs[0])
-    return None if found == OPEN else found

@@ -20,9 +20,10 @@ from onnx_compress.runtime import unfold
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from onnx_compress.passes.svd.aim import Target
+    from onnx_compress.numerics.through import Clamp
     from onnx_compress.passes.svd.factors import Factors
     from onnx_compress.passes.svd.layers import Layer
+    from onnx_compress.runtime.columns import Target
     from onnx_compress.runtime.layers import LayerInput
     from onnx_compress.runtime.walk import Walk
 
@@ -45,10 +46,10 @@ class Columns:
         self.mean_x = self.x.mean(1, dtype=np.float64)
         self.gram = np.stack([(part.T @ part).astype(np.float64) / count for part in self.x])
 
-    def targets(self, prediction: Array | None, clamp: tuple[float, float] | None) -> Array:
+    def targets(self, prediction: Array | None, clamp: Clamp) -> Array:
         """What the layer alone should give, given what it and the rest of the sum give now."""
         wanted = self.y
-        if prediction is not None and clamp is not None:
+        if prediction is not None:
             low, high = clamp
             wanted = np.where(wanted <= low, np.minimum(prediction, low), wanted)
             wanted = np.where(self.y >= high, np.maximum(prediction, high), wanted)
@@ -98,8 +99,8 @@ def gather_columns(layer: LayerInput, target: Target, present: Walk, original: W
         sample = np.repeat(np.arange(len(view)), wanted)
         xs.append(unfold.by_group(unfold.gather(view, sample, position), layer.group))
         ys.append(_outputs(other[target.tensor], layer, count, sample, position))
-        if target.minus is not None:
-            others.append(_outputs(own[target.minus], layer, count, sample, position))
+        if target.added is not None:
+            others.append(_outputs(own[target.added], layer, count, sample, position))
         first += count
     minus = np.concatenate(others, 1) if others else None
     return Columns(np.concatenate(xs, 1), np.concatenate(ys, 1), minus)

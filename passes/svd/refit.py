@@ -1,4 +1,8 @@
-"""The last step: every kept layer refitted in topological order, aimed at the original's outputs."""
+"""The last step: every kept layer refitted in topological order, aimed at the original's outputs.
+
+Each one is fed with what it is fed now, so it sees the errors of those before it, and corrects them. Where the layer's
+output is added to a shortcut, the target is the original's sum less today's shortcut.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +11,14 @@ from typing import TYPE_CHECKING
 from onnx_compress.errors import CompressError
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.svd.aim import solve, target_of
+from onnx_compress.numerics.through import OPEN
+from onnx_compress.passes.svd.aim import solve
 from onnx_compress.passes.svd.columns import aimed_problem, gather_columns
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.forms import Form
 from onnx_compress.passes.svd.layers import name_of
 from onnx_compress.passes.svd.study import WIDEST, first_shapes
+from onnx_compress.runtime.columns import Target, Targets
 from onnx_compress.runtime.layers import layer_input
 from onnx_compress.runtime.walk import Walk
 
@@ -20,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnx_compress.model.document import Model
-    from onnx_compress.passes.svd.aim import Target
     from onnx_compress.passes.svd.columns import Columns
     from onnx_compress.passes.svd.factors import Factors
     from onnx_compress.passes.svd.layers import Layer
@@ -53,7 +58,7 @@ def refit(
     sources = {name: i for i, node in enumerate(job.original.proto.graph.node) for name in node.output}
     held: dict[str, int] = {}
     for output, (unfolded, target) in aims.items():
-        for name in (unfolded.tensor, target.minus or unfolded.tensor):
+        for name in (unfolded.tensor, target.added or unfolded.tensor):
             held[name] = max(held.get(name, 0), places[output])
     threads = job.clock.threads
     present = Walk(job.model, data, held, threads=threads)
@@ -95,9 +100,9 @@ def fit_layer(
     that follows.
     """
     form = option.form if option else Form("dense", 0)
-    problem = aimed_problem(layer, columns, columns.targets(None, None))
+    problem = aimed_problem(layer, columns, columns.targets(None, OPEN))
     factors = solve(problem, layer, form, start, sweeps=4)
-    for _ in range(rounds if target.clamp else 0):
+    for _ in range(0 if target.clamp == OPEN else rounds):
         wanted = columns.targets(columns.predict(factors, layer.bias), target.clamp)
         problem = aimed_problem(layer, columns, wanted)
         factors = solve(problem, layer, form, factors, sweeps=1)
@@ -106,19 +111,23 @@ def fit_layer(
 
 def _aims(study: Study, plan: Mapping[str, Option]) -> dict[str, tuple[LayerInput, Target]]:
     """How each layer from the first of `plan` on reads its input and what it should give, in the order of the graph."""
-    original = infer(study.job.original, first_shapes(study.job))
-    nodes = Surgery(study.job.model).graph.nodes
-    written = {tensor.name: place for place, node in enumerate(nodes) for tensor in node.outputs}
+    graph = Surgery(study.job.model).graph
+    targets = Targets(
+        original=infer(study.job.original, first_shapes(study.job)),
+        present=study.shapes,
+        written={tensor.name: place for place, node in enumerate(graph.nodes) for tensor in node.outputs},
+        exits={tensor.name for tensor in graph.outputs},
+    )
     layers = {layer.output: layer for layer in study.layers}
     aims: dict[str, tuple[LayerInput, Target]] = {}
     started = False
-    for node in nodes:
+    for place, node in enumerate(graph.nodes):
         output = name_of(node)
         started = started or output in plan
         if not started or output not in layers or not _aimable(layers[output]):
             continue
         unfolded = layer_input(node, study.shapes)
-        target = target_of(node, original, study.shapes, written)
+        target = targets.of(node.outputs[0], place)
         if target is not None and not isinstance(unfolded, str):
             aims[output] = unfolded, target
     return aims
