@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from int8_cases import FOLLOWERS, PLAIN, follower_model, run
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
-from test_int8 import FOLLOWERS, PLAIN, follower_model, run
 
 from onnx_compress.runtime.session import Session
 
