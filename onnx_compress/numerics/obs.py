@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve
 
-from onnx_compress.numerics.leastsquares import cholesky
+from onnx_compress.numerics.leastsquares import cholesky, inverse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +42,7 @@ class Elimination:
         factor, _ = cholesky(gram, damping)
         self.loss = 0.0
         self._weight = np.array(weight, np.float64, order="C")
-        self._inverse: Array = np.ascontiguousarray(cho_solve(factor, np.eye(self._inputs)))
+        self._inverse = inverse(factor)
         self._held = np.arange(self._inputs)  # which input each column now held is
         self._place = np.arange(self._inputs)  # where an input is held; -1: removed
         self._groups = [np.unique(np.asarray(group, np.intp)) for group in groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,13 +20,13 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import Choice, aligned, counts
 from onnx_compress.passes.prune.consumers import Consumer, consumers
 from onnx_compress.passes.prune.cost import Macs, Measure, Params, Tally
-from onnx_compress.passes.prune.criteria import CRITERIA, DATA_FREE, Criterion
+from onnx_compress.passes.prune.criteria import CRITERIA, DATA_FREE, PURE, Criterion
 from onnx_compress.passes.prune.criteria.context import Context
 from onnx_compress.passes.prune.cut import Repair, cut
 from onnx_compress.passes.prune.speed import measure
 from onnx_compress.preflight import shapes_at
 from onnx_compress.runtime.agreement import Reference
-from onnx_compress.runtime.observe import observe
+from onnx_compress.runtime.observe import observe, workers
 from onnx_compress.runtime.requests import Gram
 
 if TYPE_CHECKING:
@@ -188,14 +189,15 @@ def _without(surgery: Surgery, units: list[Unit], exclude: str) -> tuple[list[Un
 
 def _curves(context: Context, units: list[Unit], criterion: Criterion, skips: list[Skip]) -> list[Curve]:
     """The order of every kind of unit, by the criterion."""
-    curves = []
+    kinds = []
     for members in by_kind(units):
         if criterion not in DATA_FREE and not context.reading(members):
             name, axis = min(members[0].kind)
             skips.append(Skip(f"{name}[{axis}]", "no layer after it could take over what it did"))
         else:
-            curves.append(CRITERIA[criterion](context, members))
-    return curves
+            kinds.append(members)
+    with workers(context.threads if criterion in PURE else 1) as pool:
+        return list(pool.map(partial(CRITERIA[criterion], context), kinds))
 
 
 def _grams(

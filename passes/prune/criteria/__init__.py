@@ -50,3 +50,6 @@ CRITERIA: dict[Criterion, Rank] = {
 }
 
 DATA_FREE: tuple[Criterion, ...] = ("l1", "l2", "fpgm", "random")
+
+# neither run the model nor draw: kinds of units can be ranked side by side
+PURE: tuple[Criterion, ...] = ("obs", "l1", "l2", "fpgm")
