@@ -72,6 +72,26 @@ def test_a_proposal_gains_more_than_three_percent_and_three_deviations() -> None
     assert not ratio(1.029, 1, 1.1, noise=0.0001).promising
 
 
+def test_a_proposal_that_the_noise_leaves_open_is_timed_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = [
+        ratio(1.05, 1, 1.1, noise=0.02),
+        ratio(1.05, 1, 1.1, noise=0.01),
+        ratio(1.01, 1, 1.1, noise=0.1),
+    ]
+    asked: list[int] = []
+
+    def compare(*_: Any, runs: int = clock.RUNS) -> Ratio:
+        asked.append(runs)
+        return answers.pop(0)
+
+    timing = Clock(threads=1)
+    monkeypatch.setattr(timing, "compare", compare)
+    assert timing.propose("a", mlp(1), mlp(1), FEEDS).kept
+    assert asked == [clock.RUNS, 3 * clock.RUNS]
+    assert not timing.propose("b", mlp(1), mlp(1), FEEDS).kept
+    assert asked[2:] == [clock.RUNS]
+
+
 def test_compare_finds_the_model_with_a_hundredth_of_the_layers_faster() -> None:
     result = Clock(threads=1).compare(mlp(100), mlp(1), FEEDS)
     assert result.low <= result.median <= result.high

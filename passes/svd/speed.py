@@ -64,26 +64,35 @@ def any_factors(layer: Layer, form: Form) -> Factors:
 def micro_model(
     model: Model, layer: Layer, shapes: Mapping[str, Shape]
 ) -> tuple[Model, dict[str, Array]] | None:
-    """A model of this layer alone, and one sample for it; None where the shape of its input is not known, or it looks rows up."""
-    shape = shapes.get(layer.input)
-    if shape is None or layer.op == "Gather" or not all(isinstance(size, int) for size in shape[1:]):
-        return None
-    sizes = [size if isinstance(size, int) else 1 for size in shape]
+    """A model of this layer alone, and one sample for it; None where the shape of an input is not known, or it looks rows up.
+
+    What else the node reads, as the first states of an LSTM, is random like its input.
+    """
     micro = model.copy()
     graph = micro.proto.graph
     node = next(node for node in graph.node if layer.output in node.output)
     weights = [tensor for tensor in graph.initializer if tensor.name in node.input]
+    constant = {tensor.name for tensor in weights}
+    read = [name for name in dict.fromkeys((layer.input, *node.input)) if name and name not in constant]
+    if layer.op == "Gather" or any(not _sized(shapes.get(name)) for name in read):
+        return None
     kind = next((t.data_type for t in weights if len(t.dims) > 1), onnx.TensorProto.FLOAT)
     bare = onnx.GraphProto(name="layer", node=[node], initializer=weights)
-    bare.input.append(onnx.helper.make_tensor_value_info(layer.input, kind, sizes))
+    rng = np.random.default_rng(0)
+    feeds = {}
+    for name in read:
+        sizes = [size if isinstance(size, int) else 1 for size in shapes[name]]
+        bare.input.append(onnx.helper.make_tensor_value_info(name, kind, sizes))
+        feeds[name] = rng.standard_normal(sizes).astype(onnx.helper.tensor_dtype_to_np_dtype(kind))
     bare.output.append(onnx.helper.make_tensor_value_info(layer.output, kind, None))
-    if {name for name in node.input if name} - {layer.input} - {tensor.name for tensor in weights}:
-        return None
     micro.proto.graph.CopyFrom(bare)
     del micro.proto.functions[:]
     micro.collect()
-    values = np.random.default_rng(0).standard_normal(sizes)
-    return micro, {layer.input: values.astype(onnx.helper.tensor_dtype_to_np_dtype(kind))}
+    return micro, feeds
+
+
+def _sized(shape: Shape | None) -> bool:
+    return shape is not None and all(isinstance(size, int) for size in shape[1:])
 
 
 def quantizes(job: Job) -> bool:
