@@ -7,7 +7,6 @@ side is as good. So the target of such an element is the prediction itself, clip
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from onnx_compress.numerics import leastsquares
 from onnx_compress.passes.svd.aim import RIDGE, Problem, scarcity
-from onnx_compress.runtime import unfold
+from onnx_compress.runtime.columns import LEAST, MOST, Columns
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,8 +30,10 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Columns:
-    """x: (groups, M, K) float32, the unfolded input; y: (groups, M, N / groups), the original's output before its
+class Gathered:
+    """The columns of one layer in one piece.
+
+    x: (groups, M, K) float32, the unfolded input; y: (groups, M, N / groups), the original's output before its
     activation; minus: what today's model adds to the layer's output before that, of the same shape, or None.
     """
 
@@ -64,7 +65,7 @@ class Columns:
         return out if self.minus is None else out + self.minus
 
 
-def aimed_problem(layer: Layer, columns: Columns, wanted: Array) -> Problem:
+def aimed_problem(layer: Layer, columns: Gathered, wanted: Array) -> Problem:
     """To give `wanted` (groups, M, N / groups), starting from the layer's present weight."""
     count = columns.x.shape[1]
     cross = np.matmul(columns.x.swapaxes(1, 2), wanted).astype(np.float64) / count
@@ -85,31 +86,17 @@ def aimed_problem(layer: Layer, columns: Columns, wanted: Array) -> Problem:
     return Problem(np.stack(weights), gram, *means, count=count)
 
 
-def gather_columns(layer: LayerInput, target: Target, present: Walk, original: Walk, nbytes: int) -> Columns:
-    """The columns of all samples, at positions spread evenly, as many as `nbytes` of input allow."""
-    xs, ys, others = [], [], []
-    samples, first = sum(present.sizes), 0
-    for own, other, count in zip(present.batches, original.batches, present.sizes, strict=True):
-        view = unfold.windows(_float32(own[layer.tensor]), layer, count)
-        total = math.prod(unfold.positions(view))
-        inputs = layer.taps * view.shape[-1]
-        limit = max(nbytes // (4 * inputs), 1)
-        wanted = min(total, max(limit // samples, 1))
-        position = unfold.choose(total, wanted, first, len(view)).ravel()
-        sample = np.repeat(np.arange(len(view)), wanted)
-        xs.append(unfold.by_group(unfold.gather(view, sample, position), layer.group))
-        ys.append(_outputs(other[target.tensor], layer, count, sample, position))
-        if target.added is not None:
-            others.append(_outputs(own[target.added], layer, count, sample, position))
-        first += count
-    minus = np.concatenate(others, 1) if others else None
-    return Columns(np.concatenate(xs, 1), np.concatenate(ys, 1), minus)
-
-
-def _outputs(y: Array, layer: LayerInput, samples: int, sample: Array, position: Array) -> Array:
-    picked = unfold.lines(_float32(y), layer.output_axis, layer.sample_axis, samples)[sample, position]
-    return picked.reshape(len(picked), layer.group, -1).swapaxes(0, 1)
-
-
-def _float32(x: Array) -> Array:
-    return np.asarray(x, np.float32)
+def gather(
+    layer: Layer, unfolded: LayerInput, target: Target, walks: tuple[Walk, Walk], nbytes: int
+) -> Gathered:
+    """The columns of all samples of the two walks, today's model and the original, as many as `nbytes` of input allow."""
+    inputs = layer.weight.shape[2]
+    most = max(nbytes // (4 * inputs * layer.groups), 1)
+    share = most / max(LEAST, MOST * inputs)
+    pieces = list(Columns(unfolded, target.tensor, target.added, None, *walks, share))
+    minus = [piece.added for piece in pieces if piece.added is not None]
+    return Gathered(
+        np.concatenate([piece.x for piece in pieces], 1),
+        np.concatenate([piece.y for piece in pieces], 1),
+        np.concatenate(minus, 1) if minus else None,
+    )

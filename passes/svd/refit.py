@@ -13,7 +13,7 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.through import OPEN
 from onnx_compress.passes.svd.aim import solve
-from onnx_compress.passes.svd.columns import aimed_problem, gather_columns
+from onnx_compress.passes.svd.columns import aimed_problem, gather
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.forms import Form
 from onnx_compress.passes.svd.layers import name_of
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from onnx_compress.model.document import Model
-    from onnx_compress.passes.svd.columns import Columns
+    from onnx_compress.passes.svd.columns import Gathered
     from onnx_compress.passes.svd.factors import Factors
     from onnx_compress.passes.svd.layers import Layer
     from onnx_compress.passes.svd.ranks import Option
@@ -79,7 +79,7 @@ def refit(
         except CompressError as error:
             job.warnings.append(f"svd: {layer.node} and the layers behind it were not refitted: {error}")
             break
-        columns = gather_columns(unfolded, target, present, original, BYTES // 2 if quick else BYTES)
+        columns = gather(layer, unfolded, target, (present, original), BYTES // 2 if quick else BYTES)
         if layer.output not in plan and columns.x.shape[1] < LEAST * layer.weight.shape[2]:
             continue
         option, start = plan.get(layer.output), made.get(layer.output)
@@ -91,7 +91,7 @@ def refit(
 def fit_layer(
     layer: Layer,
     option: Option | None,
-    columns: Columns,
+    columns: Gathered,
     target: Target,
     start: Factors | None,
     rounds: int,
