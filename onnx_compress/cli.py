@@ -156,7 +156,7 @@ def run(
     reports = _report_places(report or [], [source, out, *inputs])
     keywords = _given(context, *SHARED, *MEASURED, "decisions", "freeze_inputs")
     keywords |= {"verify": not no_verify, "detail": _detailed(reports)}
-    arguments = {"source": source, "passes": asked, "keywords": keywords}
+    arguments = {"source": source, "passes": asked, "keywords": keywords, "places": [out, *reports]}
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
     job = "onnx_compress.worker:compress_to"
     with catch_signals() as signals, _reported(reports, json=json):
@@ -273,8 +273,9 @@ def pack(
             "target": str(target.staged),
             "coder": coder,
             "details": report is not None,
+            "places": [file, *([report] if report else [])],
         }
-        found = _work("onnx_compress.archive:pack", arguments, limits, signals)
+        found = _work("onnx_compress.worker:pack_to", arguments, limits, signals)
         signals.check()
         target.publish()
     found["output"] = file

@@ -20,11 +20,11 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnx_compress.errors import CompressError, LimitError
+from onnx_compress.errors import CompressError, LimitError, UsageError
 from onnx_compress.supervise import out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from onnx_compress.recipe import Recipe
 
@@ -121,14 +121,45 @@ def compress_to(
     target: str | None,
     passes: Recipe,
     keywords: dict[str, Any],
+    places: Sequence[str] = (),
     progress: Callable[[int, int, str], None],
 ) -> dict[str, Any]:
-    """The job of `run`: the report; the result at `target`, unless that is None."""
+    """The job of `run`: the report; the result at `target`, unless that is None.
+
+    places: the files that the command will write in the end.
+    """
     from onnx_compress.pipeline import compress
 
+    progress(0, 1, "load")
+    spare_data(source, places)
     made = compress(source, passes, progress=progress, **keywords)
     if target is not None:
         progress(0, 1, "write")
         made.save(target)
     report: dict[str, Any] = made.report
     return report
+
+
+def pack_to(
+    *, source: str, places: Sequence[str], progress: Callable[[int, int, str], None], **arguments: Any
+) -> Any:
+    """The job of `pack`; places: the files that the command will write in the end."""
+    from onnx_compress.archive import pack
+
+    spare_data(source, places)
+    return pack(source=source, progress=progress, **arguments)
+
+
+def spare_data(source: str, places: Sequence[str]) -> None:
+    """Raises UsageError where one of `places` holds weights of the model at `source`, InputError where that does not load."""
+    from onnx_compress.model.document import Model
+    from onnx_compress.model.lossless import data_files
+
+    there = [place for place in places if Path(place).exists()]
+    if not there or not Path(source).is_file():
+        return
+    Model.load(source)
+    taken = data_files(source)
+    for place in there:
+        if os.path.realpath(place) in taken:
+            raise UsageError(f"{place} holds weights of {source}; write to another file")

@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from onnx_compress.model import wire
 from onnx_compress.model.document import Model, check, replacing, tensors
+from onnx_compress.model.external import external_place
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -46,15 +47,27 @@ def copy_checked(model: Model, target: str | os.PathLike[str]) -> None:
 
 def has_external_data(path: str | os.PathLike[str]) -> bool:
     """Whether a tensor of the model at `path` is in another file."""
+    proto, inline = _skeleton(path)
+    outside = sum(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors(proto))
+    return outside > inline
+
+
+def data_files(path: str | os.PathLike[str]) -> set[str]:
+    """The real paths of the files that hold weights of the model at `path`, which loads."""
+    folder = Path(path).parent
+    outside = (t for t in tensors(_skeleton(path)[0]) if t.data_location == TensorProto.EXTERNAL)
+    return {os.path.realpath(folder / external_place(tensor).location) for tensor in outside}
+
+
+def _skeleton(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, int]:
+    """The model at `path` without its weights, and how many of those are in the file itself."""
     with Path(path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         view = memoryview(mapped)
         try:
             skeleton, inline = wire.split(view)
         finally:
             view.release()
-    proto = onnx.ModelProto.FromString(skeleton)
-    outside = sum(tensor.data_location == TensorProto.EXTERNAL for tensor in tensors(proto))
-    return outside > len(inline)
+    return onnx.ModelProto.FromString(skeleton), len(inline)
 
 
 def _copy_bytes(file: BinaryIO, copy: BinaryIO) -> None:

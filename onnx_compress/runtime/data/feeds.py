@@ -109,8 +109,12 @@ def _reading(file: Path) -> Callable[[], Array]:
 
 def _read_tensor(file: Path) -> tuple[str, Array]:
     tensor = onnx.TensorProto()
+    if not file.is_file():
+        raise InputError(f"{file}: is no regular file")
     try:
         tensor.ParseFromString(file.read_bytes())
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise InputError(f"{file}: its values are in another file; save the tensor with them")
         return tensor.name, onnx.numpy_helper.to_array(tensor)
     except (DecodeError, OSError, ValueError, TypeError, KeyError) as error:
         words = " ".join(str(error).split())

@@ -102,7 +102,11 @@ def convert(spec: InputSpec, value: Array, where: str) -> Array:
             raise InputError(
                 f"{where}: input {spec.name!r} takes {spec.dtype}, but the array holds values {low} to {high}"
             )
-    return value.astype(spec.dtype)
+    with np.errstate(over="ignore"):
+        found: Array = value.astype(spec.dtype)
+    if _kind(spec.dtype) == "float" and not np.isfinite(found.astype(np.float64, copy=False)).all():
+        raise InputError(f"{where}: input {spec.name!r} takes {spec.dtype}, whose range the array exceeds")
+    return found
 
 
 def common_batch(specs: Sequence[InputSpec], kinds: Iterable[Layout]) -> int | None:

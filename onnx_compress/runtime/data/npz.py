@@ -36,6 +36,8 @@ def npz_piece(path: Path) -> Piece:
     Raises InputError where it is no npz file, is truncated, or holds pickled objects.
     """
     entries: dict[str, Entry] = {}
+    if not path.is_file():
+        raise InputError(f"{path}: is no regular file")
     try:
         check = _guard(path)
         with zipfile.ZipFile(path) as archive:
