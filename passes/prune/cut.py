@@ -12,6 +12,7 @@ from onnx_compress.model.channels import Channels
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.leastsquares import centred
 from onnx_compress.numerics.leastsquares import refit as fitted
+from onnx_compress.numerics.ridge import evidence
 from onnx_compress.passes.prune.consumers import Consumer, bias_add, consumers
 from onnx_compress.passes.prune.curves import dense
 from onnx_compress.runtime.layers import weight_from_rows
@@ -67,8 +68,7 @@ def _absorb(
         rows[group][:, dead] = 0
         if repair == "least-squares" and alone:
             covariance = centred(gram, mean) if has_bias(reader) else gram
-            # few columns for many inputs: the fit is drawn to the weight as it is
-            level = damping + len(gram) / max(stat.count, 1)
+            level = evidence(before, covariance, keep, stat.count, damping)
             rows[group][:, keep] = fitted(before, covariance, keep, level)
         shift[group] = (before - rows[group]) @ mean
     if alone:

@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from onnx_compress.runtime.data import Data
 
     Array = NDArray[Any]
+    Numbers = tuple[int, ...]
 
 TRIALS = 9  # of bisection towards the tolerance
-FITS = 3  # candidates that are refitted, each smaller than the one before
+FITS = 4  # candidates that are refitted, the next larger where one kept to the tolerance, else smaller
 FINALISTS = 2  # ways to meet a budget that are refitted on all samples
 SLACK = 0.005  # by which a budget may be missed: units are whole
 BUDGETS = ("channels", "macs", "params", "latency")
@@ -208,32 +209,37 @@ class Prune:
     def _to_tolerance(self, repairer: Repairer) -> tuple[Model, list[Unit]]:
         """The most that can go within the tolerance, by bisection on the price of work, then refitted.
 
-        The search looks at the cut model and expects what refitting gains: a half at first, then as measured.
+        The search looks at the cut model and expects what refitting gains: a half at first, then as the last fit measured.
         """
         plan, reference = repairer.plan, repairer.reference
         assert reference is not None
         tolerance = self.tolerance if self.tolerance is not None else np.inf
         allowed = reference.error(repairer.job.model) + tolerance
-        known: dict[tuple[int, ...], float] = {}
+        known: dict[Numbers, float] = {}
 
-        def error_of(numbers: tuple[int, ...]) -> float:
+        def error_of(numbers: Numbers) -> float:
             if numbers not in known:
                 known[numbers] = reference.error(repairer.cut(numbers))
             return known[numbers]
 
         gain = 0.5 if repairer.repair == "least-squares" else 1.0
+        low, high = prices(plan.choices)
+        none = tuple(0 for _ in plan.choices)
+        best, model, refused = none, repairer.job.model, None
         for _ in range(FITS):
-            best = _largest(plan, lambda numbers, gain=gain: error_of(numbers) * gain <= allowed)  # type: ignore[misc]
-            if not any(best):
+            price = _highest(plan, low, high, lambda numbers, gain=gain: error_of(numbers) * gain <= allowed)  # type: ignore[misc]
+            numbers = tuple(at_price(plan.choices, price))
+            if numbers in (none, best, refused):
                 break
-            units = chosen(plan.choices, best)
-            model = repairer.model(units)
-            error = reference.error(model)
+            trial = repairer.model(chosen(plan.choices, numbers))
+            error = reference.error(trial)
+            gain = error / max(error_of(numbers), 1e-12)
             if error <= allowed:
-                return model, units
-            # a little more than measured, so that the next one is smaller
-            gain = 1.1 * max(error / max(known[best], 1e-12), gain)
-        return repairer.job.model, []
+                best, model, low = numbers, trial, price
+            else:
+                # a little more than measured, so that the next one is smaller
+                refused, high, gain = numbers, price, 1.1 * gain
+        return model, chosen(plan.choices, best)
 
     def _not_slower(self, job: Job, model: Model, units: list[Unit]) -> tuple[Model, list[Unit]]:
         """The pruned model, unless the clock says that it is slower as it will be shipped."""
@@ -244,18 +250,15 @@ class Prune:
         return (model, units) if kept else (job.model, [])
 
 
-def _largest(plan: Plan, fits: Callable[[tuple[int, ...]], bool]) -> tuple[int, ...]:
-    """How many of each kind may go at the highest price at which the result still fits."""
-    low, high = prices(plan.choices)
-    best = tuple(0 for _ in plan.choices)
+def _highest(plan: Plan, low: float, high: float, fits: Callable[[Numbers], bool]) -> float:
+    """The highest price of work from `low`, which fits, to `high` at which the result still fits."""
     for _ in range(TRIALS):
         middle = float(np.sqrt(low * high))
-        numbers = tuple(at_price(plan.choices, middle))
-        if fits(numbers):
-            best, low = numbers, middle
+        if fits(tuple(at_price(plan.choices, middle))):
+            low = middle
         else:
             high = middle
-    return best
+    return low
 
 
 def _missed(budget: str, keep: float, left: float) -> str:
