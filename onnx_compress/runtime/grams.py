@@ -31,6 +31,7 @@ COLUMNS = (
     20,
     256,
 )  # times K: at least, if there are as many, and at most, since a fit is off by K/n of its error
+NARROW = 32_768  # columns that are never too many: of a layer with few inputs they cost little, and pictures are uneven
 _NARROW = 16  # a block below this many inputs tells no more than the diagonal
 _MANY = 64  # inputs of a group up to which all groups are multiplied in one call
 
@@ -220,6 +221,7 @@ class LayerSums:
         wanted = total
         if self.cap is not None and len(view) == samples:
             least, most = (math.ceil(share * inputs / (self.samples or 1)) for share in COLUMNS)
+            most = max(most, math.ceil(NARROW / (self.samples or 1)))
             wanted = min(total, max(min(self.cap, most), least) if self.samples else self.cap)
         self.sums.used, self.sums.available = max(self.sums.used, wanted), max(self.sums.available, total)
         position = choose(total, wanted, first, len(view)).ravel()

@@ -87,7 +87,7 @@ def observe(
     than the budget becomes block-diagonal or diagonal, and says so.
     batch: samples in one run at most; fewer where the observed tensors are large. No answer depends on it.
     positions: output positions of each sample that a Gram matrix takes (None: all), evenly spread; where `data` says how
-    many samples it has, more for fewer than 20 K columns in all, and fewer for more than 256 K.
+    many samples it has, more for fewer than 20 K columns in all, and fewer for more than 256 K (and 32,768).
     Raises InputError where a tensor is not there to be observed, ValueError where a target does not fit its layer.
     """
     found = Observed()
