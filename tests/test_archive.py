@@ -374,6 +374,14 @@ def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path
     assert "leads out" in str(refuse(forged(body, lie, header.restored), tmp_path))
 
 
+@pytest.mark.parametrize("version", [1, 2, 4])
+def test_another_format_version_is_one_line(version: int, archive: bytes, tmp_path: Path) -> None:
+    header = bytearray(archive[: HEADER_BYTES - 4])
+    header[4] = version
+    data = bytes(header) + zlib.crc32(header).to_bytes(4, "little") + archive[HEADER_BYTES:]
+    assert f"format version {version}" in str(refuse(data, tmp_path))
+
+
 def test_what_is_no_archive_is_one_line_and_leaves_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,7 +71,7 @@ class Header:
             raise damaged("its header has a wrong checksum")
         if version != VERSION or flags:
             raise InputError(
-                f"{path}: format version {version} is not known; unpack it with a newer onnx-compress"
+                f"{path}: format version {version}, not {VERSION}; unpack it with the onnx-compress that packed it"
             )
         return cls(*rest)
 

@@ -88,7 +88,7 @@ def _newton(counts: Array, base: Array, center: int) -> Array:
         share = np.exp(score - score.max(axis=1, keepdims=True))
         share /= share.sum(axis=1, keepdims=True)
         mean = share @ features
-        second = np.einsum("bs,si,sj->bij", share, features, features)
+        second = (share[:, np.newaxis, :] * features.T) @ features
         covariance = second - mean[:, :, None] * mean[:, None, :]
         slope = used @ features - size[:, None] * mean - 0.1 * theta
         step = np.linalg.solve(size[:, None, None] * covariance + 0.1 * np.eye(3), slope[..., None])[..., 0]
