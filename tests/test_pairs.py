@@ -25,6 +25,12 @@ BOUND = (
 )
 
 
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the clock decides is not the question here: whatever it is, the result is valid and near."""
+    monkeypatch.setattr("onnx_compress.runtime.clock.SAMPLE", 0.0001)
+
+
 def run(path: Path, spec: str) -> None:
     data = MODELS / "fashion_calib.npz"
     result = compress(path, spec, data=data, samples=64, verify=False)
