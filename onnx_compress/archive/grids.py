@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive.fields import damaged
-from onnx_compress.archive.tables import Tables, fit_tables
+from onnx_compress.archive.tables import Tables, fit_tables, least_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,22 +75,25 @@ def best_grid(matrix: Array, symbols: int) -> tuple[Grid, Tables, float]:
     row_class, column_class = _spread_classes(matrix, row_count, column_count)
     counts = _block_counts(matrix, row_class, column_class, (row_count, column_count, symbols))
 
-    def cost(high: int, wide: int) -> tuple[float, int, int, Tables]:
-        merged = counts.reshape(high, row_count // high, wide, column_count // wide, symbols)
-        tables, bits = fit_tables(merged.sum(axis=(1, 3)).reshape(high * wide, symbols))
-        return bits + rows * np.log2(high) + columns * np.log2(wide), high, wide, tables
+    def merged(high: int, wide: int) -> Array:
+        parts = counts.reshape(high, row_count // high, wide, column_count // wide, symbols)
+        return parts.sum(axis=(1, 3)).reshape(high * wide, symbols)
+
+    def cost(high: int, wide: int) -> tuple[float, int, int]:
+        bits = least_bits(merged(high, wide).astype(np.float64))
+        return bits + rows * np.log2(high) + columns * np.log2(wide), high, wide
 
     best = cost(1, 1)
     while True:  # uphill: twice as many classes of rows or of columns while that pays
-        _, high, wide, _ = best
+        _, high, wide = best
         more = [(2 * high, wide)] * (high < row_count) + [(high, 2 * wide)] * (wide < column_count)
-        found = min((cost(*pair) for pair in more), default=best, key=lambda item: item[0])
+        found = min((cost(*pair) for pair in more), default=best)
         if found[0] >= best[0]:
             break
         best = found
-    bits, high, wide, tables = best
     grid = Grid(row_class // (row_count // high), column_class // (column_count // wide), high, wide)
-    return grid, tables, bits
+    tables, bits = fit_tables(merged(high, wide))
+    return grid, tables, bits + rows * float(np.log2(high)) + columns * float(np.log2(wide))
 
 
 def counts_of(flat: Array) -> Array:

@@ -26,6 +26,8 @@ DEEPEST = 191  # level of the least frequency, 2^-24
 _EIGHTHS: Array = np.array(  # 2^(24-i/8)
     [16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842], np.int64
 )
+_SHORTEST = 4  # symbols up to which every table is explicit
+_FIT_BITS = 40  # of the parameters of a table
 _EXPLICIT_BITS = 6  # a level of an explicit table after zstd, about
 
 
@@ -81,6 +83,21 @@ class Tables:
         return cls(np.array(rows, np.uint8).reshape(blocks, symbols), (None,) * blocks, center)
 
 
+def least_bits(counts: Array) -> float:
+    """The bits of all tables and symbols that `fit_tables` comes to, nearly, in a third of the time."""
+    total = counts.sum(axis=1)
+    bits = _times_log(total) - _times_log(counts).sum(axis=1) + 8 + _EXPLICIT_BITS * counts.shape[1]
+    if counts.shape[1] > _SHORTEST:
+        _, _, code_bits = _candidates(int(counts.sum(axis=0).argmax()), counts.shape[1])
+        bits = np.minimum(bits, (counts @ code_bits.T).min(axis=1) + _FIT_BITS)
+    return float(bits.sum())
+
+
+def _times_log(counts: Array) -> Array:
+    found: Array = counts * np.log2(np.maximum(counts, 1))
+    return found
+
+
 def fit_tables(counts: Array) -> tuple[Tables, float]:
     """The cheapest table for each row of `counts` (blocks, symbols), and the bits of all tables and symbols."""
     blocks, symbols = counts.shape
@@ -94,9 +111,9 @@ def fit_tables(counts: Array) -> tuple[Tables, float]:
     bits = (counts * np.log2(total / np.maximum(found, 1))).sum(axis=1) + 8 + _EXPLICIT_BITS * symbols
     fits: list[tuple[int, int, int, int] | None] = [None] * blocks
     levels = explicit
-    if symbols > 4:
+    if symbols > _SHORTEST:
         shapes, candidates, code_bits = _candidates(center, symbols)
-        costs = counts @ code_bits.T + 40
+        costs = counts @ code_bits.T + _FIT_BITS
         best = costs.argmin(axis=1)
         better = costs[np.arange(blocks), best] < bits
         away = _away(center, symbols)
