@@ -1,4 +1,4 @@
-"""What is wrong with the words, the model or the data is one line, the right exit code, and no file."""
+"""The command as real processes: whole runs, a full disk, signals. (`test_hostile` has what is wrong with words and files.)"""
 
 from __future__ import annotations
 
@@ -11,40 +11,19 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
+from hostile.case import good
 
 from onnx_compress import cli, supervise
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-GRAPH = """
-<ir_version: 8, opset_import: ["": 17]>
-net (float[N, 3, 8, 8] x) => (float[N, 5] y)
-{
-  h = Conv <kernel_shape = [3, 3]> (x, w, b)
-  r = Relu (h)
-  p = GlobalAveragePool (r)
-  f = Flatten (p)
-  y = Gemm <transB = 1> (f, v, c)
-}
-"""
-SHAPES = {"w": (8, 3, 3, 3), "b": (8,), "v": (5, 8), "c": (5,)}
 ROWS = np.random.default_rng(1).standard_normal((16, 3, 8, 8)).astype(np.float32)
-
-
-def proto(*, without: str = "") -> onnx.ModelProto:
-    made = onnx.parser.parse_model(GRAPH)
-    rng = np.random.default_rng(0)
-    for name, shape in SHAPES.items():
-        if name != without:
-            value = rng.standard_normal(shape).astype(np.float32)
-            made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
-    return made
 
 
 @pytest.fixture
@@ -57,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(work)
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setenv("TMPDIR", str(scratch))
-    (work / "m.onnx").write_bytes(proto().SerializeToString())
+    (work / "m.onnx").write_bytes(good().SerializeToString())
     np.savez(work / "d.npz", x=ROWS, label=np.zeros(16, np.int64))
     yield work
     assert list(scratch.iterdir()) == []
@@ -65,94 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         raise AssertionError(f"a child is left: {os.waitpid(-1, os.WNOHANG)}")
 
 
-def write(name: str, content: bytes) -> Callable[[], object]:
-    return lambda: Path(name).write_bytes(content)
-
-
-def savez(**arrays: Any) -> Callable[[], object]:
-    return lambda: np.savez("bad.npz", **arrays)
-
-
-def nan_rows() -> Any:
-    rows = ROWS.copy()
-    rows[3, 1, 2, 2] = np.nan
-    return rows
-
-
 LITTLE_ROOM = "import resource, signal; signal.signal(25, 1); resource.setrlimit(1, (1000, 1000)); "
-WHOLE = proto().SerializeToString()
+WHOLE = good().SerializeToString()
 RUN = "m.onnx out.onnx --passes int8 --data "
-CASES: dict[str, tuple[int, str, Callable[[], object] | None, str]] = {
-    "a bad pass": (2, "m.onnx out.onnx --passes prun", None, "no pass named 'prun'"),
-    "a bad option": (
-        2,
-        "m.onnx out.onnx --passes int8:tol=1",
-        None,
-        "int8 has no option 'tol'; its options: ",
-    ),
-    "a bad value": (2, "m.onnx out.onnx --passes prune:macs=1.5", None, "prune: macs=1.5 is not within 0..1"),
-    "a threshold that nothing measures": (
-        2,
-        "m.onnx out.onnx --passes int8 --max-drop 0.1",
-        None,
-        "--max-drop needs",
-    ),
-    "an unknown input": (2, "m.onnx out.onnx --passes int8 --input-shapes z:1,3", None, "no input named 'z'"),
-    "an unknown metric": (2, RUN + "d.npz --eval d.npz --metric top9", None, "no metric 'top9'"),
-    "no model": (3, "absent.onnx out.onnx --passes none", None, "absent.onnx: no such file"),
-    "a folder for a model": (3, ". out.onnx --passes none", None, ".: is a folder"),
-    "an empty model": (
-        3,
-        "bad.onnx out.onnx --passes none",
-        write("bad.onnx", b""),
-        "bad.onnx: the file is empty",
-    ),
-    "a truncated model": (
-        3,
-        "bad.onnx out.onnx --passes none",
-        write("bad.onnx", WHOLE[:-100]),
-        "bad.onnx: ",
-    ),
-    "a text file": (
-        3,
-        "bad.onnx out.onnx --passes none",
-        write("bad.onnx", b"Lorem ipsum " * 99),
-        "bad.onnx: ",
-    ),
-    "a missing initializer": (
-        3,
-        "bad.onnx out.onnx --passes int8",
-        write("bad.onnx", proto(without="v").SerializeToString()),
-        "not a valid ONNX model: ",
-    ),
-    "no data": (3, RUN + "absent.npz", None, "absent.npz: no such file"),
-    "text for data": (3, RUN + "bad.npz", write("bad.npz", b"Lorem ipsum"), "bad.npz: "),
-    "a wrong input name": (3, RUN + "bad.npz", savez(z=ROWS), "bad.npz: "),
-    "a wrong shape": (3, RUN + "bad.npz", savez(x=ROWS[:, :2]), "bad.npz: "),
-    "a wrong type": (3, RUN + "bad.npz", savez(x=np.full(16, "a")), "bad.npz: "),
-    "NaN": (3, RUN + "bad.npz", savez(x=nan_rows()), "bad.npz: "),
-    "no samples": (3, RUN + "bad.npz", savez(x=ROWS[:0]), "bad.npz: "),
-    "a missed threshold": (1, RUN + "d.npz --min-sqnr 900", None, "the outputs agree to "),
-    "a time limit": (4, RUN + "d.npz --time-limit 0.01", None, "stopped in "),
-    "a memory limit": (4, RUN + "d.npz --memory-limit 0.03", None, "out of memory in "),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_failure_is_one_line_with_its_exit_code(
-    folder: Path, capfd: pytest.CaptureFixture[str], case: str
-) -> None:
-    code, words, prepare, said = CASES[case]
-    if prepare is not None:
-        prepare()
-    before = sorted(folder.iterdir())
-    assert cli.main(words.split()) == code
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith(f"onnx-compress: {said}"), err
-    assert err.count("\n") == 1
-    assert "Traceback" not in err
-    assert sorted(folder.iterdir()) == before
 
 
 def test_command_runs_end_to_end(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -176,12 +70,12 @@ def test_command_runs_end_to_end(folder: Path, capfd: pytest.CaptureFixture[str]
 def test_external_data_moves_with_the_model(folder: Path) -> None:
     """Out of one folder into another, and then onto itself."""
     size_threshold = 16
-    onnx.save(proto(), "e.onnx", save_as_external_data=True, location="e.bin", size_threshold=size_threshold)
+    onnx.save(good(), "e.onnx", save_as_external_data=True, location="e.bin", size_threshold=size_threshold)
     (folder / "to").mkdir()
     for words in ("e.onnx to/out.onnx", "to/out.onnx to/out.onnx"):
         assert cli.main([*words.split(), "--passes", "none", "-q"]) == 0
         copy = onnx.load("to/out.onnx")
-        assert [t.raw_data for t in copy.graph.initializer] == [t.raw_data for t in proto().graph.initializer]
+        assert [t.raw_data for t in copy.graph.initializer] == [t.raw_data for t in good().graph.initializer]
     left = sorted(path.name for path in (folder / "to").iterdir())
     assert left == ["out.onnx", "out.onnx.0.data", "out.onnx.1.data"]
 

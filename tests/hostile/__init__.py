@@ -1,4 +1,4 @@
-"""Some 200 hostile or broken files, made here, each with the words it is given to and the exit codes it may end in."""
+"""Some 450 hostile or broken files, made here, each with the words it is given to; `expected.txt` says how each must end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from hostile.external import CASES as EXTERNAL
 from hostile.files import CASES as FILES
 from hostile.graphs import CASES as GRAPHS
 from hostile.kept import CASES as KEPT
+from hostile.odd import CASES as ODD
+from hostile.plain import CASES as PLAIN
 from hostile.words import CASES as WORDS
 
 PARTS = {
+    "plain": PLAIN,
     "file": FILES,
     "graph": GRAPHS,
     "bomb": BOMBS,
@@ -21,6 +24,7 @@ PARTS = {
     "data": DATA,
     "words": WORDS,
     "archive": ARCHIVES,
+    "odd": ODD,
 }
 CASES: dict[str, Case] = {
     f"{part}: {name}": case for part, cases in PARTS.items() for name, case in cases.items()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     Make = Callable[[Path], object]
 
-LIMITED = (3, 4)  # refused where something sees it coming, else stopped by a limit
 HUGE = [1 << 20, 1 << 20, 1 << 20]
 
 
@@ -76,74 +75,73 @@ def _strings() -> Make:
 
 
 CASES: dict[str, Case] = {
-    "a constant of 4 exabytes": Case(_fill("ConstantOfShape", HUGE), LIMITED),
-    "a constant of 40 GB": Case(_fill("ConstantOfShape", [10_000_000_000]), LIMITED),
-    "a constant of negative size": Case(_fill("ConstantOfShape", [-5]), LIMITED),
-    "expanded to 40 GB": Case(_fill("Expand", [2_500_000_000, 2, 4]), LIMITED),
-    "expanded to nothing": Case(_fill("Expand", [-1, -1]), LIMITED),
-    "reshaped to what it is not": Case(_fill("Reshape", [3, 3]), LIMITED),
-    "reshaped to two unknown sizes": Case(_fill("Reshape", [-1, -1]), LIMITED),
-    "tiled 2^40 times": Case(_chain("Tile", 40), LIMITED),
-    "joined with itself 40 times": Case(_chain("Concat", 40), LIMITED),
-    "a loop without end": Case(_loop(2**62, "v = Neg(u)"), LIMITED),
-    "a loop that doubles its value": Case(_loop(10_000, "v = Concat<axis = 0>(u, u)"), LIMITED),
+    "a constant of 4 exabytes": Case(_fill("ConstantOfShape", HUGE)),
+    "a constant of 40 GB": Case(_fill("ConstantOfShape", [10_000_000_000])),
+    "a constant of negative size": Case(_fill("ConstantOfShape", [-5])),
+    "expanded to 40 GB": Case(_fill("Expand", [2_500_000_000, 2, 4])),
+    "expanded to nothing": Case(_fill("Expand", [-1, -1])),
+    "reshaped to what it is not": Case(_fill("Reshape", [3, 3])),
+    "reshaped to two unknown sizes": Case(_fill("Reshape", [-1, -1])),
+    "tiled 2^40 times": Case(_chain("Tile", 40)),
+    "joined with itself 40 times": Case(_chain("Concat", 40)),
+    "a loop without end": Case(_loop(2**62, "v = Neg(u)")),
+    "a loop that doubles its value": Case(_loop(10_000, "v = Concat<axis = 0>(u, u)")),
     "a loop in a loop": Case(
         _loop(2**40, "k = Constant<value = int64 {1099511627776}>() v = Loop (k, c, u) <body = w (int64 j, bool e, "
-              "float[a, b] p) => (bool g, float[a, b] q) { g = Identity(e) q = Neg(p) }>"), LIMITED,
+              "float[a, b] p) => (bool g, float[a, b] q) { g = Identity(e) q = Neg(p) }>"),
     ),
     "a range of 10^12": Case(
         of(graph([constant("a", 0), constant("b", 10**12), constant("c", 1), node("Range", "a b c")], None, {"y": 1},
-                 kinds=(TensorProto.FLOAT, TensorProto.INT64))), LIMITED,
+                 kinds=(TensorProto.FLOAT, TensorProto.INT64))),
     ),
     "a range with step 0": Case(
         of(graph([constant("a", 0), constant("b", 5), constant("c", 0), node("Range", "a b c")], None, {"y": 1},
-                 kinds=(TensorProto.FLOAT, TensorProto.INT64))), LIMITED,
+                 kinds=(TensorProto.FLOAT, TensorProto.INT64))),
     ),
     "a pad of 10^12": Case(
-        of(graph([constant("p", [0, 10**12, 0, 0]), node("Pad", "x p")])), LIMITED
+        of(graph([constant("p", [0, 10**12, 0, 0]), node("Pad", "x p")]))
     ),
-    "a negative pad": Case(of(graph([constant("p", [0, -9, 0, 0]), node("Pad", "x p")])), (0, 3, 4)),
+    "a negative pad": Case(of(graph([constant("p", [0, -9, 0, 0]), node("Pad", "x p")]))),
     "classes without number": Case(
         of(graph([constant("d", 10**12), constant("v", [0, 1]), constant("i", [1, 2, 3]), node("OneHot", "i d v")], None, {"y": 2},
-                 kinds=(TensorProto.FLOAT, TensorProto.INT64))), LIMITED,
+                 kinds=(TensorProto.FLOAT, TensorProto.INT64))),
     ),
     "magnified 10^6 times": Case(
-        of(graph([constant("s", [1, 1, 1e6, 1e6], np.float32), node("Resize", "x - s")], {"x": [1, 1, 8, 8]}, {"y": 4})), LIMITED
+        of(graph([constant("s", [1, 1, 1e6, 1e6], np.float32), node("Resize", "x - s")], {"x": [1, 1, 8, 8]}, {"y": 4}))
     ),
-    "a window of 10^9 pixels": Case(_conv(dilations=[10**9, 10**9]), LIMITED),
-    "pads of 10^6": Case(_conv(pads=[10**6] * 4), LIMITED),
-    "negative pads": Case(_conv(pads=[-9] * 4), LIMITED),
-    "negative strides": Case(_conv(strides=[-1, -1]), LIMITED),
-    "10^9 hidden units": Case(_lstm(10**9), LIMITED),
-    "minus one hidden unit": Case(_lstm(-1), LIMITED),
-    "an input of 4 TB": Case(_huge_input(10**6, 10**6), LIMITED),
-    "an input beyond 64 bits": Case(_huge_input(2**62, 2**62), LIMITED),
+    "a window of 10^9 pixels": Case(_conv(dilations=[10**9, 10**9])),
+    "pads of 10^6": Case(_conv(pads=[10**6] * 4)),
+    "negative pads": Case(_conv(pads=[-9] * 4)),
+    "negative strides": Case(_conv(strides=[-1, -1])),
+    "10^9 hidden units": Case(_lstm(10**9)),
+    "minus one hidden unit": Case(_lstm(-1)),
+    "an input of 4 TB": Case(_huge_input(10**6, 10**6)),
+    "an input beyond 64 bits": Case(_huge_input(2**62, 2**62)),
     "an outer product of 40 TB": Case(
         of(graph([node("Flatten", "x", "f", axis=0), node("Einsum", "f f f", equation="ai,bj,ck->ijk")],
-                 {"x": [100, 220]}, {"y": 3})), LIMITED,
+                 {"x": [100, 220]}, {"y": 3})),
     ),
     "random numbers without end": Case(
-        of(graph([node("RandomNormal", "", shape=[10**6, 10**6])], {})), LIMITED
+        of(graph([node("RandomNormal", "", shape=[10**6, 10**6])], {}))
     ),
-    "a pattern that takes for ever": Case(_strings(), (0, 3, 4)),
+    "a pattern that takes for ever": Case(_strings()),
     "an integer divided by zero": Case(
-        of(graph([constant("z", [0]), node("Div", "x z")], kinds=(TensorProto.INT64, TensorProto.INT64))), LIMITED
+        of(graph([constant("z", [0]), node("Div", "x z")], kinds=(TensorProto.INT64, TensorProto.INT64)))
     ),
     "the remainder by zero": Case(
         of(graph([constant("z", [0], np.int32), node("Mod", "x z")], kinds=(TensorProto.INT32, TensorProto.INT32))),
-        LIMITED,
     ),
     "the least integer by -1": Case(
         of(graph([constant("a", [-(2**63)]), constant("z", [-1]), node("Div", "a z")], None, {"y": 1},
-                 kinds=(TensorProto.FLOAT, TensorProto.INT64))), (0, 3, 4),
+                 kinds=(TensorProto.FLOAT, TensorProto.INT64))),
     ),
     "10,000 axes": Case(
-        of(graph([constant("s", [1] * 10_000), node("Reshape", "x s")], {"x": [1]}, {"y": 10_000})), (0, 3, 4), RUN + "svd"
+        of(graph([constant("s", [1] * 10_000), node("Reshape", "x s")], {"x": [1]}, {"y": 10_000})), RUN + "svd"
     ),
     "a weight of 10^12 zeros, sparse": Case(
         of(graph([helper.make_node(
             "Constant", [], ["y"], sparse_value=helper.make_sparse_tensor(
                 numpy_helper.from_array(np.ones(1, np.float32), "v"),
-                numpy_helper.from_array(np.array([5], np.int64), "i"), [10**6, 10**6]))], {})), LIMITED,
+                numpy_helper.from_array(np.array([5], np.int64), "i"), [10**6, 10**6]))], {})),
     ),
 }  # fmt: skip

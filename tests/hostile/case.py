@@ -30,17 +30,10 @@ net (float[N, 3, 8, 8] x) => (float[N, 20] y)
 
 @dataclass(frozen=True)
 class Case:
-    """make: writes the files of the case to a folder; code: the exit codes it may end in; said: part of the line."""
+    """make: writes the files of the case to a folder; words: what is typed there. `expected.txt` says how it ends."""
 
     make: Callable[[Path], object]
-    code: tuple[int, ...] | int
     words: str = RUN + "int8"
-    said: str = ""
-
-    @property
-    def codes(self) -> tuple[int, ...]:
-        """The exit codes it may end in."""
-        return self.code if isinstance(self.code, tuple) else (self.code,)
 
 
 def good() -> onnx.ModelProto:

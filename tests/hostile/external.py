@@ -121,7 +121,7 @@ def _stolen(folder: Path) -> None:
     link.symlink_to(_outside(folder))
 
 
-def _inside_body(location: str) -> Callable[[Path], object]:
+def body_weight(location: str, *, present: bool = False) -> Callable[[Path], object]:
     """The place is named in a Constant inside an If body, where a reader of initializers does not look."""
     tensor = numpy_helper.from_array(np.ones((2, 4), np.float32), "t")
     _refer(tensor, location=location)
@@ -131,7 +131,14 @@ def _inside_body(location: str) -> Callable[[Path], object]:
     )  # fmt: skip
     yes = helper.make_node("Constant", [], ["c"], value=numpy_helper.from_array(np.array(True), "c"))
     made = graph([yes, helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)])
-    return lambda folder: (_outside(folder), (folder / "in.onnx").write_bytes(made.SerializeToString()))
+
+    def write(folder: Path) -> None:
+        if present:
+            (folder / location).write_bytes(BYTES[:32])
+        _outside(folder)
+        (folder / "in.onnx").write_bytes(made.SerializeToString())
+
+    return write
 
 
 def _training(folder: Path) -> None:
@@ -182,49 +189,45 @@ def _stub_names(folder: Path) -> None:
 
 
 CASES: dict[str, Case] = {
-    "is missing": Case(place(), 3, NONE, "is missing"),
-    "is truncated": Case(place(_short), 3, NONE),
-    "is truncated, the length said": Case(place(_short, length="864"), 3, NONE, "truncated"),
-    "is empty": Case(place(_empty), 3, NONE),
-    "begins beyond its end": Case(place(_data, offset="999999"), 3, NONE),
-    "begins before it": Case(place(_data, offset="-1"), 3, NONE),
-    "begins beyond 64 bits": Case(place(_data, offset="9" * 30), 3, NONE),
-    "begins at a number of 10,000 digits": Case(place(_data, offset="9" * 10_000), 3, NONE),
-    "begins at no number": Case(place(_data, offset="x"), 3, NONE),
-    "has a negative length": Case(place(_data, length="-5"), 3, NONE),
-    "has an endless length": Case(place(_data, length="9" * 30), 3, NONE),
-    "has another length": Case(place(_data, length="860"), 3, NONE),
-    "lies above": Case(place(_outside, location="../outside.bin"), 3, NONE, "outside the model's folder"),
+    "is missing": Case(place(), NONE),
+    "is truncated": Case(place(_short), NONE),
+    "is truncated, the length said": Case(place(_short, length="864"), NONE),
+    "is empty": Case(place(_empty), NONE),
+    "begins beyond its end": Case(place(_data, offset="999999"), NONE),
+    "begins before it": Case(place(_data, offset="-1"), NONE),
+    "begins beyond 64 bits": Case(place(_data, offset="9" * 30), NONE),
+    "begins at a number of 10,000 digits": Case(place(_data, offset="9" * 10_000), NONE),
+    "begins at no number": Case(place(_data, offset="x"), NONE),
+    "has a negative length": Case(place(_data, length="-5"), NONE),
+    "has an endless length": Case(place(_data, length="9" * 30), NONE),
+    "has another length": Case(place(_data, length="860"), NONE),
+    "lies above": Case(place(_outside, location="../outside.bin"), NONE),
     "lies above, in a roundabout way": Case(
         place(_roundabout, location="a/../../outside.bin"),
-        3,
         NONE,
-        "outside the model's folder",
     ),
-    "is absolute": Case(place(location="/etc/hostname"), 3, NONE, "outside the model's folder"),
-    "is a link that leads out": Case(place(_link), 3, NONE, "outside the model's folder"),
-    "is below a link that leads out": Case(
-        place(_link_folder, location="sub/outside.bin"), 3, RUN + "svd", "outside the model's folder"
-    ),
-    "is a hard link": Case(place(_hard_link), 3, RUN + "svd", "hard link"),
-    "is a FIFO": Case(place(_fifo), 3, NONE, "no regular file"),
-    "is a device": Case(place(_device), 3, NONE),
-    "is a link to itself": Case(place(_loop), 3, NONE),
-    "is a folder": Case(place(_folder), 3, NONE, "no regular file"),
-    "is the model's folder": Case(place(location="."), 3, NONE),
-    "is a process's memory": Case(place(location="/proc/self/mem"), 3, NONE),
-    "has a name with NUL": Case(place(location="a\0b"), 3, NONE),
-    "has a name of 100,000 letters": Case(place(location="a" * 100_000), 3, NONE),
-    "has no name": Case(place(location=""), 3, NONE),
-    "is nowhere": Case(_bare, 3, NONE),
-    "is inside a body, above": Case(_inside_body("../outside.bin"), 3, NONE, "outside the model's folder"),
-    "is of the training, above": Case(_training, 3, NONE, "outside the model's folder"),
-    "is of a function, above": Case(_function, 3, NONE, "outside the model's folder"),
-    "is of a sparse weight, above": Case(_sparse, 3, NONE, "outside the model's folder"),
-    "is named like a reference": Case(_stub_names, 3, NONE, "is missing"),
-    "of a cache leads out of it": Case(_stolen, 3, CACHED + "none", "outside the model's folder"),
-    "of a cache is right": Case(_cache, 0, CACHED + "none -q"),
-    "of a cache is right, compressed": Case(_cache, 0, CACHED + "svd -q"),
-    "lies in a folder below": Case(place(_sub, location="sub/w.bin"), 0, NONE + " -q"),
-    "is right": Case(place(_data), 0, RUN + "int8 -q"),
+    "is absolute": Case(place(location="/etc/hostname"), NONE),
+    "is a link that leads out": Case(place(_link), NONE),
+    "is below a link that leads out": Case(place(_link_folder, location="sub/outside.bin"), RUN + "svd"),
+    "is a hard link": Case(place(_hard_link), RUN + "svd"),
+    "is a FIFO": Case(place(_fifo), NONE),
+    "is a device": Case(place(_device), NONE),
+    "is a link to itself": Case(place(_loop), NONE),
+    "is a folder": Case(place(_folder), NONE),
+    "is the model's folder": Case(place(location="."), NONE),
+    "is a process's memory": Case(place(location="/proc/self/mem"), NONE),
+    "has a name with NUL": Case(place(location="a\0b"), NONE),
+    "has a name of 100,000 letters": Case(place(location="a" * 100_000), NONE),
+    "has no name": Case(place(location=""), NONE),
+    "is nowhere": Case(_bare, NONE),
+    "is inside a body, above": Case(body_weight("../outside.bin"), NONE),
+    "is of the training, above": Case(_training, NONE),
+    "is of a function, above": Case(_function, NONE),
+    "is of a sparse weight, above": Case(_sparse, NONE),
+    "is named like a reference": Case(_stub_names, NONE),
+    "of a cache leads out of it": Case(_stolen, CACHED + "none"),
+    "of a cache is right": Case(_cache, CACHED + "none -q"),
+    "of a cache is right, compressed": Case(_cache, CACHED + "svd -q"),
+    "lies in a folder below": Case(place(_sub, location="sub/w.bin"), NONE + " -q"),
+    "is right": Case(place(_data), RUN + "int8 -q"),
 }
