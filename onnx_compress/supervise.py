@@ -226,7 +226,7 @@ class _Child:
 
 def out_of_memory(memory: int | None, where: str) -> LimitError:
     """The error of a run that needs more than it may take."""
-    size = "" if memory is None else f" of {memory / 1e9:.1f} GB"
+    size = "" if memory is None else f" of {memory / 1e9:.3g} GB"
     return LimitError(
         f"out of memory {where}: the limit{size} was reached; nothing was written; "
         "raise --memory-limit or use fewer --samples"

@@ -74,12 +74,12 @@ def _entry(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo, check: C
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
         header = file.tell()
-    if any(size < 0 for size in shape) or header + math.prod(shape) * dtype.itemsize != info.file_size:
-        raise InputError(f"{path}: array {info.filename.removesuffix('.npy')!r} is truncated, or no array")
     if dtype.hasobject:
         raise InputError(
             f"{path}: array {info.filename.removesuffix('.npy')!r} is pickled; save it as numbers"
         )
+    if any(size < 0 for size in shape) or header + math.prod(shape) * dtype.itemsize != info.file_size:
+        raise InputError(f"{path}: array {info.filename.removesuffix('.npy')!r} is truncated, or no array")
     if info.compress_type == zipfile.ZIP_STORED and np.prod(shape) > 0 and shape:
         offset = _data_offset(path, info) + header
         load = _mapping(path, dtype, shape, offset, "F" if fortran else "C", check)

@@ -55,7 +55,8 @@ def open_data(
                 raise InputError(f"{path}: a bare .npy has no input names; save it with numpy.savez as .npz")
             return from_pieces(str(path), iter([npz_piece(path)]), specs, samples)
         else:
-            raise InputError(f"{path}: no such file or folder")
+            there = os.path.lexists(path)
+            raise InputError(f"{path}: {'is no regular file' if there else 'no such file or folder'}")
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not pictures:
