@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
+from onnx_compress.archive.batches import MOST_SYMBOLS, Batch
 from onnx_compress.archive.contexts import MOST_TAPS
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.forms import FORMS, Form, byte_forms, commonest, form_of, plain_form, read_words
-from onnx_compress.archive.streams import MOST_SYMBOLS, Batch, plan_stream, read_stream
+from onnx_compress.archive.streams import plan_stream, read_stream
 from onnx_compress.model.packing import Packing
 
 if TYPE_CHECKING:

@@ -15,16 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_compress.archive.batches import Batch, Stream
 from onnx_compress.archive.fields import Reader, Writer, damaged
-from onnx_compress.archive.streams import (
-    Batch,
-    Stream,
-    order0_bits,
-    plan_stream,
-    plan_taps,
-    raw_stream,
-    read_stream,
-)
+from onnx_compress.archive.streams import order0_bits, plan_stream, plan_taps, raw_stream, read_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,22 +12,14 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_compress.archive import lanes
+from onnx_compress.archive.batches import CHAIN, MOST_SYMBOLS, MOST_TABLES, MOST_TAPPED, Batch, Stream
 from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight
 from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.general import tight
 from onnx_compress.archive.payloads import CHUNK, Kind, chunks, plan_chunk
 from onnx_compress.archive.pool import extract
 from onnx_compress.archive.sources import File, Stretch, between, files_of
-from onnx_compress.archive.streams import (
-    CHAIN,
-    CODERS,
-    MOST_SYMBOLS,
-    MOST_TABLES,
-    MOST_TAPPED,
-    Batch,
-    Stream,
-    order0_bits,
-)
+from onnx_compress.archive.streams import CODERS, order0_bits
 from onnx_compress.errors import UsageError
 
 if TYPE_CHECKING:

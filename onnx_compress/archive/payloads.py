@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
+from onnx_compress.archive.batches import Batch, Stream
 from onnx_compress.archive.digits import Digits, digit_form, read_digits
 from onnx_compress.archive.forms import (
     FORMS,
@@ -22,7 +23,7 @@ from onnx_compress.archive.forms import (
     value_form,
 )
 from onnx_compress.archive.general import squeeze, stretch
-from onnx_compress.archive.streams import Batch, Stream, repeats
+from onnx_compress.archive.streams import repeats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

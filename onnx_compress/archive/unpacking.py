@@ -19,6 +19,7 @@ import numpy as np
 import zstandard
 
 from onnx_compress.archive import lanes
+from onnx_compress.archive.batches import CHAIN, Batch
 from onnx_compress.archive.container import (
     DIGEST,
     HEADER_BYTES,
@@ -32,7 +33,6 @@ from onnx_compress.archive.fields import Reader, damaged
 from onnx_compress.archive.general import loosen
 from onnx_compress.archive.payloads import CHUNK, Kind, chunks, read_chunk
 from onnx_compress.archive.pool import MOST, POOLS, restore
-from onnx_compress.archive.streams import CHAIN, Batch
 from onnx_compress.errors import InputError, LimitError
 
 if TYPE_CHECKING:
