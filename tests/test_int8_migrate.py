@@ -47,6 +47,17 @@ net (float[n, 6, 16] x) => (float[n, 6, 12] y, float[n, 6, 8] z) {
 """
 
 
+PADDED = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[n, 3, 12, 12] x) => (float[n, 5, h, w] y) {
+  a = Conv (x, w1)
+  r = Relu (a)
+  p = Pad (r, pads, value)
+  y = Conv (p, w2)
+}
+"""
+
+
 def network(text: str, arrays: dict[str, Array]) -> Model:
     proto = onnx.parser.parse_model(text)
     for node in proto.graph.node:
@@ -107,6 +118,17 @@ def test_the_float_model_stays_what_it_was(act: str) -> None:
     for before, after in zip(outputs(model, data), outputs(other, data), strict=True):
         # > float32: sums of some tens of terms
         assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
+
+
+@pytest.mark.parametrize(("value", "ends", "there"), [(0.0, 1, True), (0.5, 1, False), (0.0, 0, False)])
+def test_zeros_around_a_picture_hide_no_reader(value: float, ends: int, there: bool) -> None:
+    """Exporters of "same" padding put a Pad before each convolution; other values, or more channels, would not scale."""
+    rng = np.random.default_rng(7)
+    pads = np.array([0, 0, 1, 1, 0, 0, 1, 1]) if ends else np.array([0, 0, 0, 0, 0, 1, 0, 0])
+    arrays = {"w1": rng.standard_normal((8, 3, 3, 3)), "w2": rng.standard_normal((5, 8 if ends else 9, 3, 3))}
+    model = network(PADDED, {**arrays, "value": np.array(value)})
+    model.proto.graph.initializer.append(onnx.numpy_helper.from_array(pads, "pads"))
+    assert [chain.readers for chain in chains(Surgery(model).graph)] == ([("y",)] if there else [])
 
 
 def test_a_channel_that_reaches_the_bound_keeps_its_size() -> None:

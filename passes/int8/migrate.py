@@ -88,7 +88,7 @@ def chains(graph: gs.Graph) -> Iterator[Chain]:
                 if low != 0.0:
                     break
                 top = min(top, high)
-            elif after.op not in ("LeakyRelu", *MOVED):
+            elif after.op not in ("LeakyRelu", *MOVED) and not _pads_with_zeros(after):
                 break
             tensor = after.outputs[0]
         axis = -1 if smooth else 1
@@ -100,6 +100,18 @@ def chains(graph: gs.Graph) -> Iterator[Chain]:
             continue
         if all(_reads(r, tensor, axis) and named[r.name] == 1 for r in tensor.outputs):
             yield Chain(node.name, tensor.name, axis, top, tuple(r.name for r in tensor.outputs), smooth)
+
+
+def _pads_with_zeros(node: gs.Node) -> bool:
+    """Whether a Pad adds nothing but zeros, and no channels."""
+    if node.op != "Pad" or node.attrs.get("mode", "constant") != "constant":
+        return False
+    pads, *rest = node.inputs[1:] or [None]
+    if not isinstance(pads, gs.Constant) or len(pads.shape) != 1 or any(tensor.name for tensor in rest[1:]):
+        return False
+    ends = np.asarray(pads.values).reshape(2, -1)
+    zero = all(isinstance(t, gs.Constant) and not np.any(t.values) for t in rest if t.name)
+    return zero and ends.shape[1] > 2 and not ends[:, :2].any()
 
 
 def _constant(node: gs.Node) -> bool:

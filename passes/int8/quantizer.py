@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-POSITIONS = 8  # of each sample in a Gram matrix: observe takes more where columns would be few
+POSITIONS = (
+    64  # of each sample in a Gram matrix: observe takes more where columns would be few, fewer where many
+)
 GRAMS = 512 * 2**20  # bytes of Gram matrices held at once
 
 
