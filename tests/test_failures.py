@@ -67,19 +67,6 @@ def test_command_runs_end_to_end(folder: Path, capfd: pytest.CaptureFixture[str]
     assert Path("m.onnx").read_bytes() == WHOLE
 
 
-def test_external_data_moves_with_the_model(folder: Path) -> None:
-    """Out of one folder into another, and then onto itself."""
-    size_threshold = 16
-    onnx.save(good(), "e.onnx", save_as_external_data=True, location="e.bin", size_threshold=size_threshold)
-    (folder / "to").mkdir()
-    for words in ("e.onnx to/out.onnx", "to/out.onnx to/out.onnx"):
-        assert cli.main([*words.split(), "--passes", "none", "-q"]) == 0
-        copy = onnx.load("to/out.onnx")
-        assert [t.raw_data for t in copy.graph.initializer] == [t.raw_data for t in good().graph.initializer]
-    left = sorted(path.name for path in (folder / "to").iterdir())
-    assert left == ["out.onnx", "out.onnx.0.data", "out.onnx.1.data"]
-
-
 def test_full_disk_is_one_line_and_leaves_the_old_file(
     folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,20 +80,6 @@ def test_full_disk_is_one_line_and_leaves_the_old_file(
     assert err.count("\n") == 1
     assert (folder / "out.onnx").read_bytes() == b"old"
     assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx", "out.onnx"]
-
-
-def test_two_models_compare(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (folder / "same.onnx").write_bytes(WHOLE)
-    assert cli.main(["verify", "m.onnx", "same.onnx", "--data", "d.npz"]) == 0
-    assert capfd.readouterr().out.startswith("m.onnx compared with same.onnx")
-
-
-def test_inspect_shows_the_model(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["inspect", "m.onnx"]) == 0
-    assert "channel units that can go whole" in capfd.readouterr().out
-    assert cli.main(["inspect", "m.onnx", "--json"]) == 0
-    assert len(json.loads(capfd.readouterr().out)["layers"]) == 2
-    assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "m.onnx"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

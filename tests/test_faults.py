@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -139,3 +140,34 @@ def test_data_that_changes_is_refused(tmp_path: Path, packed: bool) -> None:
     save(tmp_path / "d.npz", x=ROWS[:20])
     with pytest.raises(InputError, match="changed while it was read"):
         list(data.batches(4))
+
+
+def test_external_data_moves_with_the_model(command: Command, work: Path) -> None:
+    """Out of one folder into another, and then onto itself."""
+    onnx.save(good(), work / "e.onnx", save_as_external_data=True, location="e.bin", size_threshold=16)
+    (work / "to").mkdir()
+    for words in ("e.onnx to/out.onnx", "to/out.onnx to/out.onnx"):
+        found = command.run([*words.split(), "--passes", "none", "-q"], work, work.parent / "scratch")
+        assert found.code == 0, found
+        copy = onnx.load(work / "to" / "out.onnx")
+        assert [t.raw_data for t in copy.graph.initializer] == [t.raw_data for t in good().graph.initializer]
+    left = sorted(path.name for path in (work / "to").iterdir())
+    assert left == ["out.onnx", "out.onnx.0.data", "out.onnx.1.data"]
+
+
+def test_two_models_compare(command: Command, work: Path) -> None:
+    shutil.copy(work / "in.onnx", work / "same.onnx")
+    np.savez(work / "d.npz", x=ROWS, label=np.zeros(len(ROWS), np.int64))
+    found = command.run(["verify", "in.onnx", "same.onnx", "--data", "d.npz"], work, work.parent / "scratch")
+    assert (found.code, found.err) == (0, "")
+    assert found.out.startswith("in.onnx compared with same.onnx")
+
+
+def test_inspect_shows_the_model(command: Command, work: Path) -> None:
+    scratch = work.parent / "scratch"
+    found = command.run(["inspect", "in.onnx"], work, scratch)
+    assert found.code == 0
+    assert "channel units that can go whole" in found.out
+    found = command.run(["inspect", "in.onnx", "--json"], work, scratch)
+    assert len(json.loads(found.out)["layers"]) == 2
+    assert os.listdir(work) == ["in.onnx"]
