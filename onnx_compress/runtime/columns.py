@@ -69,7 +69,8 @@ class Columns:
         view = unfold.windows(_float32(own[layer.tensor]), layer, samples)
         total = math.prod(unfold.positions(view))
         inputs = layer.taps * view.shape[-1] // layer.group
-        wanted = self.share * max(LEAST, MOST * inputs) / sum(self.present.sizes)
+        # every group takes its own columns: of many groups each needs fewer, and their errors even out
+        wanted = self.share * max(LEAST / math.sqrt(layer.group), MOST * inputs) / sum(self.present.sizes)
         position = unfold.choose(total, min(total, math.ceil(wanted)), first, len(view))
         sample = np.repeat(np.arange(len(view)), position.shape[1])
         place = sample, position.ravel()
