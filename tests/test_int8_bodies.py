@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.model.document import Model, check
+from onnx_compress.model.prepare import prepare
 from onnx_compress.passes.int8 import Int8
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
@@ -170,3 +173,81 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     model = branching(nested=True)
     first, second = (run(PLAIN, model, BOTH).model.to_proto().SerializeToString() for _ in range(2))
     assert first == second
+
+
+def looping(op: str) -> Model:
+    """Three turns of a state through a product, beside what the graph around gives; each turn's state is returned, too."""
+    made = [
+        helper.make_node("MatMul", ["state", "w"], ["a"], name="in_body"),
+        helper.make_node("Add", ["a", "r"], ["b"], name="sum"),
+        helper.make_node("Relu", ["b"], ["next"], name="relu_in_body"),
+        helper.make_node("Identity", ["next"], ["each"], name="each_turn"),
+    ]
+    state, out = info("state", "N", 32), [info("next", "N", 32), info("each", "N", 32)]
+    own = weights(w=normal(32, 32))
+    around = [helper.make_node("Relu", ["x"], ["r"], name="relu")]
+    if op == "Loop":
+        flag = [info(name, kind=TensorProto.BOOL) for name in ("go", "on")]
+        made.append(helper.make_node("Identity", ["go"], ["on"], name="go_on"))
+        inputs = [info("turn", kind=TensorProto.INT64), flag[0], state]
+        body = helper.make_graph(made, "body", inputs, [flag[1], *out], own)
+        loop = helper.make_node("Loop", ["count", "", "r"], ["last", "all"], name="loop", body=body)
+        extra = [onnx.numpy_helper.from_array(np.array(3), "count")]
+    else:
+        made[1].input[1] = "slice"
+        body = helper.make_graph(made, "body", [state, info("slice", "N", 32)], out, own)
+        around.append(helper.make_node("Concat", ["rows", "rows", "rows"], ["three"], name="three", axis=0))
+        around.append(helper.make_node("Unsqueeze", ["x", "axis"], ["rows"], name="rows"))
+        around[1:] = around[:0:-1]
+        loop = helper.make_node(
+            "Scan", ["r", "three"], ["last", "all"], name="loop", body=body, num_scan_inputs=1
+        )
+        extra = weights(axis=np.array([0]))
+    ends = [helper.make_node("Add", ["last", "last"], ["y"], name="end")]
+    graph = helper.make_graph(
+        [*around, loop, *ends],
+        "test",
+        [info("x", "N", 32)],
+        [info("y", "N", 32), info("all", 3, "N", 32)],
+        extra,
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return Model.from_proto(helper.make_model(graph, opset_imports=opset, ir_version=8))
+
+
+@pytest.mark.parametrize("op", ["Loop", "Scan"])
+def test_the_body_of_a_loop_is_quantized_on_what_reaches_it_in_each_turn(op: str) -> None:
+    model = looping(op)
+    given = [{"x": feed["x"]} for feed in BOTH]
+    result = run(PLAIN, model, given)
+    assert quantized(result) == {"in_body"}
+    assert not [skip for skip in result.skips if skip.node == "in_body"]
+    for feed in given[:4]:
+        before, after = (Session(m).run(feed) for m in (model, result.model))
+        for name in ("y", "all"):
+            error = np.square(before[name] - after[name]).sum() / np.square(before[name]).sum()
+            assert 0 < error < 1e-3  # > 8 bits, three times
+
+
+def test_a_loop_that_runs_no_turn_gets_its_scales_at_run_time() -> None:
+    """Nothing is known of what reaches its body, so no range can be chosen for it."""
+    model = looping("Loop")
+    count = next(tensor for tensor in model.proto.graph.initializer if tensor.name == "count")
+    count.CopyFrom(onnx.numpy_helper.from_array(np.array(0), "count"))
+    result = run(PLAIN, Model.from_proto(model.to_proto()), [{"x": feed["x"]} for feed in BOTH])
+    assert [change.after for change in result.changes if change.node == "in_body"] == [
+        "32x32 int8, activations at run time"
+    ]
+
+
+@pytest.mark.parametrize("name", ["loop_body", "scan_body"])
+def test_bodies_of_exported_forms_are_recorded(name: str) -> None:
+    """Optional outputs that are absent, and axes of the scan's outputs: what is returned beside them fits in."""
+    path = Path(__file__).parents[1] / "models" / "tiny" / f"{name}.onnxtxt"
+    model = prepare(Model.from_proto(onnx.parser.parse_model(path.read_text())), None).model
+    shape = (2, 5, 4) if name == "scan_body" else (2, 4)
+    given = [{"input": normal(*shape)} for _ in range(16)]
+    result = run(PLAIN, model, given)
+    assert len(quantized(result)) == 3  # > all products, those of the body among them
+    before, after = (Session(m).run(given[0])["output"] for m in (model, result.model))
+    assert 0 < np.square(before - after).sum() < 1e-2 * np.square(before).sum()

@@ -1,7 +1,7 @@
-"""Branches of an If, each quantized as the model it is, on what reached it while the calibration data ran.
+"""Branches of an If, bodies of Loop and Scan: each quantized as the model it is, on what reached it while the data ran.
 
-A branch reads tensors of the graphs around it: they become its inputs, and what they held is recorded. The pass runs on
-the branch (and so on the Ifs in it), and the result takes the branch's place where the whole model keeps to the tolerance.
+A body reads tensors of the graphs around it: they become its inputs, and what they held is recorded. The pass runs on
+the body (and so on those in it), and the result takes the body's place where the whole model keeps to the tolerance.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import onnx
 from onnx import helper
 
 from onnx_compress.contract import Job, Skip
-from onnx_compress.errors import InputError
+from onnx_compress.errors import InputError, LimitError
 from onnx_compress.model.document import LIMIT, Model, check
 from onnx_compress.model.shapes import infer
+from onnx_compress.passes.int8.turns import turns
 from onnx_compress.runtime.data import Data
 from onnx_compress.runtime.session import Session
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 RECORDED = 128  # samples whose way through the branches is recorded at most
 KEPT = 256 * 2**20  # bytes of them
 WORTH = {"Conv", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Gather"}
+BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
 
 
 class Recorded:
@@ -53,13 +55,13 @@ class Recorded:
 
 
 def in_branches(search: Search, found: Found) -> Found:
-    """What was found, with the branches of the main graph's Ifs quantized where tolerance and clock allow."""
-    names = [node.name for node in found.model.proto.graph.node if node.op_type == "If" and _worth(node)]
-    if not names or found.model.nbytes > LIMIT:
+    """What was found, with the bodies in the main graph quantized where tolerance and clock allow."""
+    nodes = [node for node in found.model.proto.graph.node if node.op_type in BODIES and _worth(node)]
+    if not nodes or found.model.nbytes > LIMIT:
         return found
-    for name in names:
-        for key in ("then_branch", "else_branch"):
-            found = _branch(search, found, name, key)
+    for node in nodes:
+        for key in BODIES[node.op_type]:
+            found = _branch(search, found, node.name, key)
     return found
 
 
@@ -78,17 +80,22 @@ def _branch(search: Search, found: Found, name: str, key: str) -> Found:
         return found
     outer = {tensor.name for tensor in proto.graph.initializer}
     captured = sorted(_free(body) - outer)
-    feeds = _record(search, found.model, node.input[0], captured, key == "then_branch")
+    words = f"{key.replace('_', ' ')} of {name}"
+    try:
+        if node.op_type == "If":
+            feeds = _record(search, found.model, node.input[0], captured, key == "then_branch")
+        else:
+            feeds = turns(search, found.model.to_proto(), name, captured)
+    except (InputError, LimitError) as failure:
+        return _left(found, inside, f"what reaches the {words} cannot be recorded: {failure}")
     if not feeds:
-        return _left(found, inside, f"no calibration sample takes the {key.replace('_', ' ')} of {name}")
+        return _left(found, inside, f"no calibration sample takes the {words}")
     if any(value.dtype.kind not in "fiub" for value in feeds[0].values()):
-        return _left(
-            found, inside, f"the {key.replace('_', ' ')} of {name} reads what is no tensor of numbers"
-        )
+        return _left(found, inside, f"the {words} reads what is no tensor of numbers")
     alone = _alone(proto, body, captured, infer(found.model), feeds[0])
     job = search.job
     result = replace(search.options, io="float").apply(
-        Job(alone, alone, Data(f"{name}.{key}", Recorded(feeds), np.arange(len(feeds))), job.seed, job.clock)
+        Job(alone, alone, Data(words, Recorded(feeds), np.arange(len(feeds))), job.seed, job.clock)
     )
     search.decisions += result.decisions
     if not any(change.what in ("quantize", "store") for change in result.changes):
@@ -179,15 +186,24 @@ def _alone(
     made = onnx.ModelProto(ir_version=proto.ir_version)
     made.opset_import.extend(proto.opset_import)
     made.graph.CopyFrom(body)
-    for name in captured:
+    own = {value.name: value for value in body.input}
+    del made.graph.input[:]
+    for name in [*own, *captured]:
         kind = helper.np_dtype_to_tensor_dtype(feed[name].dtype)
-        sizes = shapes.get(name) or [None] * feed[name].ndim
+        sizes = _declared(own[name]) if name in own else shapes.get(name)
+        sizes = sizes if sizes is not None and len(sizes) == feed[name].ndim else [None] * feed[name].ndim
         shape = [size if isinstance(size, int) else f"{name}_{axis}" for axis, size in enumerate(sizes)]
         made.graph.input.append(helper.make_tensor_value_info(name, kind, shape))
     read = _free(body)
     made.graph.initializer.extend(tensor for tensor in proto.graph.initializer if tensor.name in read)
     made.graph.name = made.graph.name or "branch"
     return Model.from_proto(made)
+
+
+def _declared(value: onnx.ValueInfoProto) -> list[int | None]:
+    """The sizes that a body's input is declared with, None where they are open."""
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else None for dim in dims]
 
 
 def _splice(proto: onnx.ModelProto, body: onnx.GraphProto, result: onnx.ModelProto, prefix: str) -> None:
@@ -200,6 +216,7 @@ def _splice(proto: onnx.ModelProto, body: onnx.GraphProto, result: onnx.ModelPro
     del new.initializer[:]
     new.initializer.extend(own)
     del new.input[:]
+    new.input.extend(body.input)
     made = {name for node in _nodes(new) for name in (node.name, *node.output)} | {t.name for t in own}
     clash = {t.name for t in own if t.name in outside}
     _rename(new, {name: f"{prefix}_{name}" for name in (made - known) | clash if name})
