@@ -204,10 +204,10 @@ def test_channels_have_one_scale_each(kind: str) -> None:
 
 def test_binary_takes_bases_until_the_tolerance_holds() -> None:
     source = trained("fashion_mlp")
-    result = run(source, codebook="binary", tolerance=0.01)
-    data = open_data(str(MODELS / "fashion_calib.npz"), input_specs(source), samples=96)
+    result = run(source, 48, codebook="binary", tolerance=0.2)
+    data = open_data(str(MODELS / "fashion_calib.npz"), input_specs(source), samples=48)
     _, held = data.split(seed=0)
-    assert Reference(source, held).error(result.model) <= 0.01
+    assert Reference(source, held).error(result.model) <= 0.2
     assert any(book.clusters > 2 for book in books_of(result.model))
 
 
@@ -271,7 +271,7 @@ def test_zeros_stay_zero_while_the_rest_is_refitted() -> None:
     before = {
         node.name: node.inputs[1].values for node in Surgery(sparse).nodes() if node.op in ("Gemm", "MatMul")
     }
-    result = run(sparse, bits=3)
+    result = run(sparse, 48, bits=3)
     for node in Surgery(result.model).nodes():
         book = codebook_of(node.inputs[1]) if node.name in before else None
         if book is not None:

@@ -69,11 +69,16 @@ FAMILIES = (
 )
 
 
-def made(source: Path, recipe: str, data: tuple[str, ...], folder: Path) -> Path:
-    """The model that a recipe makes of `source`; raises RuntimeError with the tool's line where it fails."""
+def place(source: Path, recipe: str, folder: Path) -> Path:
+    """Where the model is that a recipe makes of `source`."""
     if not recipe:
         return source
-    target = folder / f"{source.stem}_{''.join(c if c.isalnum() else '_' for c in recipe)}.onnx"
+    return folder / f"{source.stem}_{''.join(c if c.isalnum() else '_' for c in recipe)}.onnx"
+
+
+def made(source: Path, recipe: str, data: tuple[str, ...], folder: Path) -> Path:
+    """The model that a recipe makes of `source`; raises RuntimeError with the tool's line where it fails."""
+    target = place(source, recipe, folder)
     if target.exists():
         return target
     words = ["-m", "onnx_compress", str(source), str(target), "--passes", recipe, *data, "--no-verify", "-q"]
@@ -155,6 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="models whose name contains this")
     parser.add_argument("--models", type=Path, help="a folder that keeps what the recipes make")
+    parser.add_argument("--made", action="store_true", help="only what that folder holds already")
     words = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
@@ -167,6 +173,7 @@ def main(argv: list[str] | None = None) -> None:
             for path in family.models
             if path.exists() and words.only in path.stem
             for recipe in family.recipes
+            if not words.made or place(path, recipe, kept).exists()
         ]
         measure(ROOT / "models" / "fashion_mlp.onnx", folder)
         for path, recipe, model in ready:
