@@ -69,8 +69,7 @@ class Columns:
         view = unfold.windows(_float32(own[layer.tensor]), layer, samples)
         total = math.prod(unfold.positions(view))
         inputs = layer.taps * view.shape[-1] // layer.group
-        # every group takes its own columns: of many groups each needs fewer, and their errors even out
-        wanted = self.share * max(LEAST / math.sqrt(layer.group), MOST * inputs) / sum(self.present.sizes)
+        wanted = self.share * enough(layer.group, inputs) / sum(self.present.sizes)
         position = unfold.choose(total, min(total, math.ceil(wanted)), first, len(view))
         sample = np.repeat(np.arange(len(view)), position.shape[1])
         place = sample, position.ravel()
@@ -85,6 +84,14 @@ class Columns:
         if kept is not None:
             picked = picked[:, kept]
         return np.ascontiguousarray(picked.reshape(len(picked), layer.group, -1).swapaxes(0, 1))
+
+
+def enough(groups: int, inputs: int) -> float:
+    """How many columns a fit takes, if there are as many, of `inputs` each.
+
+    Every group takes its own: of many groups each needs fewer, and their errors even out.
+    """
+    return max(LEAST / math.sqrt(groups), MOST * inputs)
 
 
 @dataclass(frozen=True)

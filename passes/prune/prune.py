@@ -177,7 +177,7 @@ class Prune:
 
         repriced = rescaled(job, plan, held, repairer.repair, first)
         made: list[tuple[float, float, Model, list[Unit], float]] = []
-        for choices in shortlist(job, repriced, meet, repairer.judge, FINALISTS):
+        for choices in shortlist(job, repriced, meet, repairer.judge, FINALISTS, repairer.effort()):
             numbers, left = meet(choices), 0.0
             if budget == "latency":
                 numbers, _ = to_latency(watch, choices, keep, aim)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from onnx_compress.passes.prune.allocate import chosen
 from onnx_compress.passes.prune.cut import Repair, cut
 from onnx_compress.passes.prune.plan import DAMPING, Plan
+from onnx_compress.passes.prune.refit import QUICK as FEWER
 from onnx_compress.passes.prune.refit import refit
+from onnx_compress.runtime.columns import enough
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +47,16 @@ class Repairer:
     def judge(self, numbers: Sequence[int]) -> float:
         """The error without these numbers of each kind, repaired on few samples."""
         return self._judged(chosen(self.plan.choices, list(numbers)), variance=self.variance)
+
+    def effort(self) -> float:
+        """About how many multiply-adds the fits of `judge` take, were all layers fitted."""
+        samples = 0 if self.fit is None else min(QUICK, self.fit.samples)
+        work = 0.0
+        for layer, stat in self.plan.grams.items():
+            groups, inputs = stat.mean.shape
+            columns = min(FEWER * enough(layer.group, inputs), samples * stat.available)
+            work += 3.0 * columns * groups * inputs**2  # x xᵀ, x yᵀ, and x yᵀ through a clamp; y as wide as x
+        return work
 
     def settle(self, units: Sequence[Unit]) -> None:
         """Scales the outputs of refitted layers from now on, if that brings this cut nearer to the original."""

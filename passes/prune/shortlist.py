@@ -31,6 +31,8 @@ PENALTIES = (1.0, 4.0, 256.0)  # on the error of kinds that many layers read
 MANY = 2  # layers: more than these read a shared kind
 STEP = 4.0  # by which the price of one kind is raised or lowered
 TRIES = 24  # refits on few samples, at most
+FEWEST = 6
+WORK = 7e12  # multiply-adds of all of these: some two minutes on two cores
 GAIN = 0.005  # of the error: less is taken for chance
 
 
@@ -40,16 +42,19 @@ def shortlist(
     meet: Callable[[Sequence[Choice]], Numbers],
     judge: Callable[[Numbers], float],
     finalists: int,
+    effort: float = 0.0,
 ) -> list[list[Choice]]:
     """Choices repriced in the best ways found, best first, such that `meet` tells different numbers for each.
 
-    meet: the numbers that reach the budget at these prices; judge: the error that such numbers leave after a quick refit.
+    meet: the numbers that reach the budget at these prices; judge: the error that such numbers leave after a quick refit, which
+    takes `effort` multiply-adds.
     """
+    tries = tries_for(effort)
     known: dict[tuple[int, ...], float] = {}
 
     def look(numbers: Numbers) -> float:
         if tuple(numbers) not in known:
-            job.progress(len(known), TRIES, "sharing out")
+            job.progress(len(known), tries, "sharing out")
             known[tuple(numbers)] = judge(numbers)
         return known[tuple(numbers)]
 
@@ -57,7 +62,7 @@ def shortlist(
     best = min(tried, key=lambda trial: look(meet(trial)))
     for kind in _by_saving(best, meet(best)):
         for factor in (STEP, 1 / STEP):
-            if len(known) >= TRIES:
+            if len(known) >= tries:
                 break
             trial = [replace(c, error=c.error * factor) if i == kind else c for i, c in enumerate(best)]
             tried.append(trial)
@@ -68,6 +73,15 @@ def shortlist(
     for trial in sorted(tried, key=lambda trial: look(meet(trial))):
         found.setdefault(tuple(meet(trial)), trial)
     return list(found.values())[:finalists]
+
+
+def tries_for(effort: float) -> int:
+    """How many refits of `effort` multiply-adds each a search may take.
+
+    >>> tries_for(1e9), tries_for(5e11), tries_for(1e14)
+    (24, 14, 6)
+    """
+    return max(min(TRIES, int(WORK / max(effort, 1.0))), min(FEWEST, TRIES))
 
 
 def _by_saving(choices: Sequence[Choice], numbers: Numbers) -> list[int]:
