@@ -14,7 +14,7 @@ import numpy as np
 
 from onnx_compress.numerics import leastsquares
 from onnx_compress.passes.svd.aim import RIDGE, Problem, scarcity
-from onnx_compress.runtime.columns import LEAST, MOST, Columns
+from onnx_compress.runtime.columns import Columns, enough
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -92,7 +92,7 @@ def gather(
     """The columns of all samples of the two walks, today's model and the original, as many as `nbytes` of input allow."""
     inputs = layer.weight.shape[2]
     most = max(nbytes // (4 * inputs * layer.groups), 1)
-    share = most / max(LEAST, MOST * inputs)
+    share = most / enough(layer.groups, inputs)
     pieces = list(Columns(unfolded, target.tensor, target.added, None, *walks, share))
     minus = [piece.added for piece in pieces if piece.added is not None]
     return Gathered(
