@@ -66,6 +66,8 @@ def preflight(
     Raises InputError where it is not valid, or does not load or run; UsageError where `input_shapes` does not fit it.
     """
     check(model)
+    if not model.proto.graph.output:
+        raise InputError("the model has no outputs, so there is nothing to run or to compare")
     infer(model, input_shapes)  # the words first: a wrong size is a UsageError
     session, why = _load(model, threads)
     if session is None:
