@@ -33,8 +33,9 @@ from onnx_compress.passes.svd.ranks import ShareOut, option_of
 from onnx_compress.passes.svd.study import Study
 from onnx_compress.preflight import preflight
 from onnx_compress.recipe import parse, resolve
+from onnx_compress.runtime import clock
 from onnx_compress.runtime.agreement import output_error
-from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.clock import Clock, Ratio, Times
 from onnx_compress.runtime.data import Data, open_data
 from onnx_compress.runtime.decision import Decision
 from onnx_compress.runtime.session import Session, input_specs
@@ -388,12 +389,18 @@ def test_excluded_nodes_stay_as_they_are() -> None:
     assert not {"outer", "head"} & {change.node for change in result.changes}
 
 
-def test_the_clock_decides_and_is_replayed() -> None:
-    """On a net this small no factored layer is faster; a replay gives the same bytes without a clock."""
+def test_what_the_clock_decides_is_replayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every factored layer is timed to be faster, a replay gives the same bytes without a clock."""
     model = net()
-    first = svd("svd:round_to=4", model, images(model))
+    times = Times(1.0, 1.0, 20)
+    fast = Ratio(1.5, 1.4, 1.6, 0.01, times, times)
+    monkeypatch.setattr(clock, "_race", lambda *_: fast)
+    first = svd("svd:round_to=4:tolerance=0.05", model, images(model))
+    assert {"time", "keep"} <= {decision.what for decision in first.decisions}
+    assert any(change.what in METHODS for change in first.changes)
+    monkeypatch.setattr(clock, "_race", None)
     entries = [decision.__dict__ for decision in first.decisions]
-    again = svd("svd:round_to=4", model, images(model), clock=Clock(1, replay=entries))
+    again = svd("svd:round_to=4:tolerance=0.05", model, images(model), clock=Clock(1, replay=entries))
     assert again.model.to_proto().SerializeToString() == first.model.to_proto().SerializeToString()
     assert again.decisions == first.decisions
 
