@@ -21,8 +21,10 @@ from onnx_compress import cli
 from onnx_compress.archive import CODERS, huffman, lanes, pack, unpack
 from onnx_compress.archive.container import HEADER_BYTES, Header
 from onnx_compress.archive.digits import Digits
+from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.forms import _gaps
 from onnx_compress.archive.general import loosen, squeeze, tight
+from onnx_compress.archive.pool import LARGEST, POOLS, restore
 from onnx_compress.errors import CompressError, InputError, LimitError
 from onnx_compress.model.packing import Packing
 
@@ -184,6 +186,24 @@ def test_a_scale_that_is_another_times_a_number_is_stored_as_that_number(tmp_pat
     assert round_trip(model_of(tmp_path / "b.onnx", *both), tmp_path / "g")["after"]["bytes"] < alone + 8 * 20
     both[3][7] = np.nextafter(both[3][7], np.float32(9))  # no product any more
     round_trip(model_of(tmp_path / "c.onnx", *both, np.full(9, np.nan, np.float32)), tmp_path / "h")
+
+
+def test_small_tensors_that_multiply_take_no_memory() -> None:
+    """Seven bytes say that a tensor of 64 KB is another one times a number; all together stay below the largest skeleton."""
+    factor = np.float32(1).tobytes()
+    head = Writer()
+    head.number(60_000)
+    for number in range(60_000):
+        for field in (0, LARGEST, POOLS if number else 0):
+            head.number(field)
+        head.raw(factor if number else b"")
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="small tensors"):
+            restore(bytes(head.buffer), [(TensorProto.FLOAT, bytes(LARGEST))])
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_chunks_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

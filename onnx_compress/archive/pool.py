@@ -99,9 +99,12 @@ def restore(structure: bytes, pools: Sequence[tuple[int, bytes]]) -> bytes:
     head = Reader(structure)
     places = []
     recent: deque[bytes] = deque(maxlen=_BACK)
-    ends = [0] * len(pools)
+    ends, total = [0] * len(pools), 0
     for _ in range(head.number(MOST)):
         before, length, way = head.number(MOST), head.number(LARGEST), head.number(POOLS + _BACK - 1)
+        total += length
+        if length < LEAST or total > MOST:
+            raise damaged("small tensors are not those it says")
         if way < POOLS:
             if way >= len(pools) or ends[way] + length > len(pools[way][1]):
                 raise damaged("small tensors are not those it says")
