@@ -27,7 +27,7 @@ from onnx_compress.runtime.requests import (
     Request,
     ZeroFraction,
 )
-from onnx_compress.runtime.session import Session
+from onnx_compress.runtime.session import INLINE, Session
 from onnx_compress.runtime.statistics import Statistic, Values, statistic
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ def _opened(model: Model, names: Sequence[str], threads: int) -> Session:
     for name in names:
         if not name or name not in known:
             raise InputError(f"tensor {name!r} is not in the model's main graph, so it cannot be observed")
-    return Session(
-        model, threads=threads, outputs=[name for name in names if name not in inputs], trimmed=True
-    )
+    wanted = [name for name in names if name not in inputs]
+    # > of a large model, copying its weights and every observed tensor to another layout and back costs more than that saves
+    return Session(model, threads=threads, outputs=wanted, trimmed=True, layout=model.nbytes <= INLINE)
 
 
 def _run(session: Session, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
@@ -292,7 +292,7 @@ class _Sweep:
 
     def finish(self, found: Observed) -> None:
         """Writes the answers down."""
-        grams = {layer: sums.sums.stat() for layer, sums in self.layers.items()}
+        grams = {layer: sums.sums.close() for layer, sums in self.layers.items()}
         for request in self.requests:
             if isinstance(request, Gram):
                 found[request] = grams[request.layer]

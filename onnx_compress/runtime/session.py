@@ -39,7 +39,8 @@ class InputSpec:
 class Session:
     """`model` loaded by onnxruntime on the CPU.
 
-    threads: intra-op threads; optimize: all of onnxruntime's graph optimisations, or none of them;
+    threads: intra-op threads; optimize: all of onnxruntime's graph optimisations, or none of them; layout: also
+    those that lay weights and activations out in blocks of channels, which all outputs must leave again;
     outputs: names of tensors to return beside the graph's outputs, or, with `trimmed`, in their place: what only the
     graph's outputs need is then not computed; profile: the start of the path that `end_profile` writes to.
     Raises InputError, with onnxruntime's reason, where it does not load.
@@ -51,6 +52,7 @@ class Session:
         *,
         threads: int = 0,
         optimize: bool = True,
+        layout: bool = True,
         outputs: Sequence[str] = (),
         trimmed: bool = False,
         profile: str = "",
@@ -63,7 +65,8 @@ class Session:
         options.intra_op_num_threads = threads or os.cpu_count() or 1
         options.inter_op_num_threads = 1
         level = ort.GraphOptimizationLevel
-        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        most = level.ORT_ENABLE_ALL if layout else level.ORT_ENABLE_EXTENDED
+        options.graph_optimization_level = most if optimize else level.ORT_DISABLE_ALL
         # > spinning threads of one session slow every other session of the process down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if profile:
