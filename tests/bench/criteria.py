@@ -183,7 +183,7 @@ def table(rows: Sequence[Row]) -> str:
 
 def _spread(found: dict[str, list[float]]) -> str:
     """The standard deviation of the mean over models from seed to seed, where there are several."""
-    seeds = list(zip(*found.values(), strict=True))
+    seeds = list(zip(*found.values(), strict=False))  # a model may lack some as yet
     if len(seeds) < 2:
         return ""
     return f" ± {statistics.stdev(float(np.mean(seed)) for seed in seeds):.1f}"
