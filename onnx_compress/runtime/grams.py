@@ -91,18 +91,20 @@ class Sums:
             start = index * self.plan.channels
             _add_products(split[..., start : start + self.plan.channels], block)
 
-    def stat(self) -> GramStat:
-        """The statistic, in the order of a convolution's weight."""
-        layer, count = self.layer, max(self.count, 1)
+    def close(self) -> GramStat:
+        """The statistic, in the order of a convolution's weight; the sums are let go, so that no layer is held twice."""
+        layer, count, blocks = self.layer, max(self.count, 1), self.blocks
+        self.blocks = []
         mean = self._ordered(self.first) / count
         if self.plan.kind == "diagonal":
-            gram = self._ordered(self.blocks[0]) / count
+            gram = self._ordered(blocks[0]) / count
         elif self.plan.kind == "full":
-            gram = _finished(self.blocks[0], layer.taps) / count
+            gram = _finished(blocks.pop(), layer.taps)
+            gram /= count
         else:
             width = self.plan.width
-            gram = np.zeros((layer.group, len(self.blocks), width, width))
-            for index, block in enumerate(self.blocks):
+            gram = np.zeros((layer.group, len(blocks), width, width))
+            for index, block in enumerate(blocks):
                 size = block.shape[-1]
                 gram[:, index, :size, :size] = _finished(block, layer.taps) / count
         return GramStat(gram, mean, self.count, self.plan.kind, self.used, self.available)
@@ -136,7 +138,8 @@ def _products(x: Array) -> Array:
 
 def _finished(block: Array, taps: int) -> Array:
     """Symmetric matrices, their order (tap, channel) turned to (channel, tap)."""
-    whole: Array = (block + block.swapaxes(1, 2)) / 2
+    whole: Array = block + block.swapaxes(1, 2)
+    whole /= 2
     if taps == 1:
         return whole
     group, inputs = whole.shape[:2]

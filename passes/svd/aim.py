@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 DAMPING = 1e-4  # of the mean diagonal of a Gram matrix: directions that the data hardly shows stay with the plain norm
 SHRINKAGE = 0.02  # of the same, times inputs over columns: few samples say little about many inputs
 CP_EFFORT = 4  # sweeps of cp for one of the others: its parts see less of each other
+NARROW = 500  # inputs of a layer up to which what is prepared for its fits is kept for the whole run
 MIDDLING = 2000  # inputs of a layer up to which trials are refitted in turn
 SWEEP_WORK = 1e10  # rank times inputs², over all sweeps of one fit: large layers are given fewer
 RIDGE = 1e-2  # of the same: how strongly the target weight is held to the present one
@@ -83,6 +84,12 @@ class Problem:
             decompose(weight, self.metric(group), self.product(group))
             for group, weight in enumerate(self.weight)
         ]
+
+    def release(self) -> None:
+        """Lets go what solving a wide layer needs: it can be made again, and of all layers it takes gigabytes together."""
+        if self.weight.shape[2] > NARROW:
+            self.alternations.clear()
+            self._metrics.clear()
 
     @cached_property
     def energy(self) -> float:

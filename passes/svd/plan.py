@@ -113,7 +113,7 @@ class Planner:
     def _by_noise(self, layer: Layer, methods: list[Method]) -> list[Option]:
         """The options whose ranks variational Bayes finds in the weight, where they save work."""
         forms = [vbmf_form(layer, method, self.goal.multiple) for method in methods]
-        problem = self.study.problems[layer.output]
+        problem = self.study.problem(layer.output)
         options = [option_of(layer, problem, form) for form in forms if form is not None]
         return [option for option in options if option.macs < layer.macs]
 

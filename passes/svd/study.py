@@ -83,6 +83,7 @@ class Study:
     refits: dict[frozenset[tuple[str, Form]], dict[str, Factors]] = field(default_factory=dict)
     _factors: dict[tuple[str, Form], Factors] = field(default_factory=dict)
     _reference: Reference | None = None
+    _prepared: str = ""
 
     @classmethod
     def of(cls, job: Job, *, exclude: str | None, data_aware: bool) -> Study:
@@ -122,12 +123,16 @@ class Study:
         found = observe(
             self.job.model, self.fit, requests.values(), threads=self.job.clock.threads, positions=POSITIONS
         )
+        last = {requests.get(layer.output): layer.output for layer in layers}
         for layer in layers:
             request = requests.get(layer.output)
+            stat: Any = found[request] if request else None
+            if request and last[request] == layer.output:
+                del found[request]  # with the centred matrix beside it, a layer would be held twice
             if isinstance(request, Histogram):
-                self.problems[layer.output] = looked_up(layer, found[request])
+                self.problems[layer.output] = looked_up(layer, stat)
             else:
-                self.problems[layer.output] = plain_problem(layer, found[request] if request else None)
+                self.problems[layer.output] = plain_problem(layer, stat)
 
     def tabulate(
         self,
@@ -142,7 +147,7 @@ class Study:
         for number, layer in enumerate(layers):
             self.job.progress(number, len(layers), "ranks")
             self.tables[layer.output] = table(
-                layer, self.problems[layer.output], methods[layer.output], multiple, by=by, only=only
+                layer, self.problem(layer.output), methods[layer.output], multiple, by=by, only=only
             )
 
     def probe(self, layers: Sequence[Layer], enough: float = math.inf, by: str = "macs") -> None:
@@ -175,12 +180,19 @@ class Study:
         """What an error of one layer's output does to the model's outputs, as far as the probes tell."""
         return extrapolated(self.harms.get(output, []), error)
 
+    def problem(self, output: str) -> Problem:
+        """The problem of one layer to be solved. What another one had prepared for that is let go, where it is large."""
+        if self._prepared not in ("", output):
+            self.problems[self._prepared].release()
+        self._prepared = output
+        return self.problems[output]
+
     def factors(self, output: str, option: Option) -> Factors:
         """The factors of one layer at `option`, made once."""
         key = (output, option.form)
         if key not in self._factors:
             layer = next(layer for layer in self.layers if layer.output == output)
-            self._factors[key] = solve(self.problems[output], layer, option.form, sweeps=trial_sweeps(layer))
+            self._factors[key] = solve(self.problem(output), layer, option.form, sweeps=trial_sweeps(layer))
         return self._factors[key]
 
     def build(self, plan: Mapping[str, Option]) -> Model:
