@@ -182,3 +182,21 @@ def test_a_table_that_is_multiplied_too_is_right_in_both_places() -> None:
 def test_other_targets_have_no_such_kernels(activations: str) -> None:
     with pytest.raises(UsageError, match="ort-cpu"):
         resolve(parse(f"int8:activations={activations}:target=tensorrt"), (Int8,))
+
+
+@pytest.mark.parametrize("activations", ["uint8", "dynamic", "float"])
+def test_a_preview_runs_what_the_pass_ships(activations: str) -> None:
+    """Earlier passes time their candidates as the preview leaves them: with another LSTM they would time another model."""
+    nodes = """a, h = LSTM<hidden_size=32>(x, w, r, b)
+        axes = Constant<value_ints=[0]>() s = Squeeze(h, axes) y = Gemm<transB=1>(s, v)"""
+    weights = {"w": normal(1, 128, 64), "r": normal(1, 128, 32), "b": normal(1, 256), "v": normal(128, 32)}
+    model = build(nodes, weights, "float[10,N,64] x")
+    feeds = {"x": RNG.normal(size=(10, 8, 64)).astype(np.float32)}
+    shipped = run(f"activations={activations}:tolerance=none", model, feeds).model
+    job = Job(model, model, open_data([feeds], input_specs(model)), 0, Clock(1))
+    (pass_,) = resolve(parse(f"int8:activations={activations}"), (Int8,))
+    assert isinstance(pass_, Int8)
+    made = executed(pass_.preview(job))
+    assert made == executed(shipped)
+    assert made != executed(model)
+    assert made["DynamicQuantizeLSTM"] == (activations != "float")

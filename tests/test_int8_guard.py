@@ -13,6 +13,7 @@ import pytest
 from onnx_compress.contract import Job
 from onnx_compress.model.document import Model
 from onnx_compress.passes.int8 import Int8
+from onnx_compress.passes.int8.guard import guard
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data
@@ -118,3 +119,19 @@ def test_where_nothing_keeps_to_what_is_asked_all_stays_in_float_and_says_why() 
     result = Int8(keep_if="always", tolerance=None, equalize=False).apply(replace(job, min_sqnr=150.0))
     assert result.model is job.model
     assert [skip.why for skip in result.skips] == ["with any layer in int8 it misses --min-sqnr 150"] * 2
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_held_out_samples_are_those_of_the_seed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same seed every pass judges on the same samples: what one fitted on is not what another is judged by."""
+    job, data = small()
+    seen: list[list[int]] = []
+
+    def recorded(job: Job, held: Data, tolerance: float | None) -> Any:
+        seen.append(held.rows.tolist())
+        return guard(job, held, tolerance)
+
+    monkeypatch.setattr("onnx_compress.passes.int8.int8.guard", recorded)
+    Int8(keep_if="always").apply(replace(job, seed=seed))
+    assert seen == [data.split(seed=seed)[1].rows.tolist()]
+    assert (data.split(seed=3)[1].rows != data.split(seed=0)[1].rows).any()

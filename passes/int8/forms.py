@@ -21,7 +21,7 @@ from onnx_compress.runtime.layers import LayerInput, layer_input, weight_rows
 from onnx_compress.runtime.observe import Gram, observe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -71,6 +71,13 @@ def at_run_time(search: Search, found: Found, rule: Rule) -> Found:
     changes = _changes(weights, "quantize", "int8, activations at run time")
     left = tuple(skip for skip in found.skips if skip.node not in chosen)
     return replace(found, model=changed, changes=(*found.changes, *changes), skips=left)
+
+
+def recurrent(model: Model, keep: Collection[str], bits: int) -> Model:
+    """`model` with its LSTMs in integers, as the clock mostly has them: for decisions of earlier passes."""
+    kinds = {node.name: node.op_type for node in model.proto.graph.node}
+    names = {name for name in candidates(model, keep) if kinds.get(name) == "LSTM"}
+    return dynamic(model, names, bits)[0]
 
 
 def weights_alone(search: Search) -> Found:

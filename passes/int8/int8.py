@@ -11,8 +11,9 @@ from onnx_compress.model.codebook import unfold
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.bodies import in_branches
+from onnx_compress.passes.int8.dynamic import candidates, dynamic
 from onnx_compress.passes.int8.edges import integer_edges
-from onnx_compress.passes.int8.forms import at_run_time, weights_alone
+from onnx_compress.passes.int8.forms import at_run_time, recurrent, weights_alone
 from onnx_compress.passes.int8.guard import guard
 from onnx_compress.passes.int8.islands import islands
 from onnx_compress.passes.int8.lower import lower
@@ -22,6 +23,7 @@ from onnx_compress.passes.int8.quantizer import Choices, Quantizer
 from onnx_compress.passes.int8.search import Found, Search
 from onnx_compress.passes.int8.sensitivity import sensitivity
 from onnx_compress.passes.int8.targets import TARGETS, Rules, check_static, codes_for
+from onnx_compress.passes.int8.weightonly import weight_only
 from onnx_compress.recipe import option
 from onnx_compress.runtime.data import random_data
 from onnx_compress.runtime.machine import products_saturate
@@ -101,7 +103,7 @@ class Int8:
         if data is None:
             data = made_up(job)
             warnings.append("int8: there is no --data, so the ranges come from random inputs")
-        fit, held = data.split()
+        fit, held = data.split(seed=job.seed)
         judge, bound = guard(replace(job, data=data), held, self.tolerance)
         search = Search(self, job, fit, held, judge, bound, given.nbytes)
         found = self.found(search)
@@ -132,7 +134,7 @@ class Int8:
     def sensitivity(self, job: Job) -> list[dict[str, Any]]:
         """What each layer alone in int8, and all but it, does to the outputs: for `inspect --sensitivity`."""
         data = job.data or made_up(job)
-        fit, held = data.split()
+        fit, held = data.split(seed=job.seed)
         model = raised(unfolded(job.model), lambda _: 0.0, self.opset)
         if isinstance(model, str) or islands(job.model) is None:
             return []
@@ -152,15 +154,22 @@ class Int8:
         """`job.model` as this pass would leave it, quickly: for clock decisions of earlier passes."""
         if islands(job.model) is None:
             return job.model
-        data = (job.data or made_up(job)).take(PREVIEW_SAMPLES)
         model = raised(unfolded(job.model), lambda _: 0.0, self.opset)
         if isinstance(model, str):
             return job.model
+        kept = self.kept(job.model)
+        if self.activations == "float":
+            return weight_only(model, kept, {}, 2 ** (self.bits - 1) - 1)[0]
+        if self.activations == "dynamic":
+            return dynamic(model, candidates(model, kept), self.bits)[0]
+        data = (job.data or made_up(job)).take(PREVIEW_SAMPLES)
         choices = Choices(
             "minmax", self.weights == "per-channel", self.codes, "nearest", False, rules=self.rules
         )
         quantizer = self.quantizer(model, data, job, choices)
-        return quantizer.quantized()[0] if quantizer.layers else job.model
+        if quantizer.layers:
+            model = quantizer.quantized()[0]
+        return recurrent(model, kept, self.bits) if self.rules.timed else model
 
     @property
     def rules(self) -> Rules:
