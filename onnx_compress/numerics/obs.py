@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-LATE = 96  # removed inputs after which their updates of the whole matrices are made up for
+LATE = 96  # removed inputs after which their updates of the whole matrices are made up for,
+LATE_SHARE = 16  # or this share of those held: in wide ones, the matrices' way through memory is what counts
 
 
 class Order(NamedTuple):
@@ -71,41 +72,43 @@ class Elimination:
     def remove(self, unit: int) -> float:
         """Takes a unit out and returns the loss that this adds.
 
-        W −= W_c ((H⁻¹)_cc)⁻¹ (H⁻¹)_c: and H⁻¹ −= (H⁻¹)_:c ((H⁻¹)_cc)⁻¹ (H⁻¹)_c:.
+        W −= W_c ((H⁻¹)_cc)⁻¹ (H⁻¹)_c: and H⁻¹ −= (H⁻¹)_:c ((H⁻¹)_cc)⁻¹ (H⁻¹)_c:. With (H⁻¹)_cc = L Lᵀ, Z = L⁻¹ (H⁻¹)_c: and
+        B = W_c L⁻ᵀ that is W −= B Z and H⁻¹ −= Zᵀ Z, and the loss is ‖B‖².
         """
         self._alive[unit] = False
         at = self._place[self._groups[unit]]
         at = at[at >= 0]
         if len(at) == 0:
             return 0.0
-        rows, columns = self._rows(at), self._columns(at)
-        block, square = rows[:, at], columns.T @ columns
-        solved = np.linalg.solve(block, rows)
-        added = float(np.trace(np.linalg.solve(block, square)))
-        crossed = columns.T @ self._weight - (columns.T @ self._late.columns) @ self._late.solved
+        rows = self._rows(at)
+        root = _root(rows[:, at])
+        rows, columns = root @ rows, self._columns(at) @ root.T
+        crossed = columns.T @ self._weight - (columns.T @ self._late.columns) @ self._late.rows
+        square = columns.T @ columns
         for table in self._tables:
-            table.update(rows, solved, crossed, square)
-        self._late.push(rows, columns, solved)
+            table.update(rows, crossed, square)
+        self._late.push(rows, columns)
         self._place[self._groups[unit]] = -1
         self._tidy(unit)
+        added = float(np.trace(square))
         self.loss += added
         return added
 
     def _rows(self, at: Array) -> Array:
         """These rows of H⁻¹ as it now is; exactly zero at what was removed, so that rounding does not bring it back."""
-        rows: Array = self._inverse[at] - self._late.rows[:, at].T @ self._late.solved
+        rows: Array = self._inverse[at] - self._late.rows[:, at].T @ self._late.rows
         rows[:, self._place[self._held] < 0] = 0.0
         return rows
 
     def _columns(self, at: Array) -> Array:
         """These columns of W as it now is."""
-        columns: Array = self._weight[:, at] - self._late.columns @ self._late.solved[:, at]
+        columns: Array = self._weight[:, at] - self._late.columns @ self._late.rows[:, at]
         return columns
 
     def _catch_up(self) -> None:
         """Applies the updates put off: many thin products as one, which is bound by arithmetic and not by memory."""
-        self._weight -= self._late.columns @ self._late.solved
-        self._inverse -= self._late.rows.T @ self._late.solved
+        self._weight -= self._late.columns @ self._late.rows
+        self._inverse -= self._late.rows.T @ self._late.rows  # numpy sees that it is symmetric: half the work
         gone = self._place[self._held] < 0
         self._weight[:, gone] = 0.0
         self._inverse[gone] = 0.0
@@ -116,7 +119,7 @@ class Elimination:
         """Lets go of removed columns once they are half of those held: the work falls with what is left."""
         left = self._place[self._held] >= 0
         shrink = np.count_nonzero(left) * 2 <= len(left)
-        if shrink or self._late.count >= LATE or self._overlap:
+        if shrink or self._late.count >= max(LATE, len(left) // LATE_SHARE) or self._overlap:
             self._catch_up()
         if shrink:
             self._weight = np.ascontiguousarray(self._weight[:, left])
@@ -156,11 +159,11 @@ class _Table:
     inverses: Array
     products: Array
 
-    def update(self, rows: Array, solved: Array, crossed: Array, square: Array) -> None:
-        """Follows W −= B S and H⁻¹ −= Rᵀ S. rows: R; solved: S; crossed: Bᵀ W before it; square: Bᵀ B."""
-        theirs = solved[:, self.at].swapaxes(0, 1)  # (units, removed, size)
+    def update(self, rows: Array, crossed: Array, square: Array) -> None:
+        """Follows W −= B Z and H⁻¹ −= Zᵀ Z. rows: Z; crossed: Bᵀ W before it; square: Bᵀ B."""
+        theirs = rows[:, self.at].swapaxes(0, 1)  # (units, removed, size)
         back = theirs.swapaxes(1, 2)
-        self.inverses[...] -= np.matmul(rows[:, self.at].transpose(1, 2, 0), theirs)
+        self.inverses[...] -= np.matmul(back, theirs)
         product = np.matmul(back, crossed[:, self.at].swapaxes(0, 1))
         self.products[...] += np.matmul(back, np.matmul(square, theirs)) - product - product.swapaxes(1, 2)
 
@@ -172,12 +175,23 @@ class _Table:
         return _Table(self.units[others], self.at[others], self.inverses[others], self.products[others])
 
 
+def _root(block: Array) -> Array:
+    """L⁻¹ of a small block (H⁻¹)_cc = L Lᵀ; by its eigenvalues where rounding has made it indefinite."""
+    try:
+        root: Array = np.linalg.inv(np.linalg.cholesky(block))
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(block)
+        floor = max(float(values[-1]), np.finfo(float).tiny) * 1e-12
+        root = (vectors / np.sqrt(np.maximum(values, floor))).T
+    return root
+
+
 class _Late:
-    """Updates of W and H⁻¹ not yet applied: W − B S, H⁻¹ − Rᵀ S. rows: R; columns: B; solved: S."""
+    """Updates of W and H⁻¹ not yet applied: W − B Z, H⁻¹ − Zᵀ Z. rows: Z; columns: B."""
 
     def __init__(self, outputs: int, inputs: int) -> None:
         self.count = 0
-        self._rows, self._solved = np.empty((0, inputs)), np.empty((0, inputs))
+        self._rows = np.empty((0, inputs))
         self._columns = np.empty((outputs, 0), order="F")
 
     @property
@@ -185,24 +199,19 @@ class _Late:
         return self._rows[: self.count]
 
     @property
-    def solved(self) -> Array:
-        return self._solved[: self.count]
-
-    @property
     def columns(self) -> Array:
         return self._columns[:, : self.count]
 
-    def push(self, rows: Array, columns: Array, solved: Array) -> None:
+    def push(self, rows: Array, columns: Array) -> None:
         """One more update."""
         end = self.count + len(rows)
         if end > len(self._rows):
             room = max(2 * end, LATE)
             self._rows = np.concatenate([self.rows, np.empty((room - self.count, rows.shape[1]))])
-            self._solved = np.concatenate([self.solved, np.empty((room - self.count, rows.shape[1]))])
             wide = np.empty((len(columns), room), order="F")
             wide[:, : self.count] = self.columns
             self._columns = wide
-        self._rows[self.count : end], self._solved[self.count : end] = rows, solved
+        self._rows[self.count : end] = rows
         self._columns[:, self.count : end] = columns
         self.count = end
 

@@ -47,9 +47,10 @@ def evidence(weight: Array, gram: Array, keep: Array, count: int, damping: float
     for _ in range(ROUNDS):
         factor, level = cholesky(own, damping + scarce * ratio)
         step = cho_solve(factor, cross)
-        residual = max(total - float(np.einsum("sn,sn->", step, 2 * cross - own @ step)), 0.0)
-        inverse, _ = lapack.dpotri(factor[0], lower=1)
-        freedom = size - level * float(np.trace(inverse))
+        # with (G_SS + λI) s = c, the loss is what it was less s · (c + λ s), and tr (G_SS + λI)⁻¹ = ‖L⁻¹‖²
+        residual = max(total - float(np.vdot(step, cross) + level * np.vdot(step, step)), 0.0)
+        root, _ = lapack.dtrtri(np.tril(factor[0]), lower=1, overwrite_c=1)
+        freedom = size - level * float(np.vdot(root, root))
         noise = residual * count / max(count - freedom, 1e-3 * count)
         before, ratio = ratio, min(noise / max(total - noise, 1e-30), 1.0) if noise < total else 1.0
         # > half: closer than that makes no difference to a ridge
