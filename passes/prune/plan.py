@@ -49,6 +49,7 @@ DAMPING = 1e-3  # of the mean of the Gram matrix's diagonal
 PROBE = 0.25  # share of a kind that is removed to measure how much its loss moves the outputs
 POINTS = 17  # of a curve in the report
 PROBE_SAMPLES = 128
+PROBE_WORK, PROBE_LEAST = 1e12, 4  # multiply-adds that all probes together may take; samples that each takes at least
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def make_plan(
 
 def with_sensitivity(job: Job, plan: Plan, held: Data, repair: Repair) -> Plan:
     """Every curve's errors times what a quarter of its loss does to the outputs, measured kind by kind."""
-    few = held.take(PROBE_SAMPLES)
+    macs = max(cost(job.model, plan.shapes).macs, 1) * max(len(plan.choices), 1)
+    few = held.take(min(PROBE_SAMPLES, max(int(PROBE_WORK / macs), PROBE_LEAST)))
     reference = Reference(job.original, few, threads=job.clock.threads)
     base = reference.error(job.model)
     choices = []
