@@ -194,6 +194,7 @@ class LayerSums:
         self.sums, self.layer, self.cap, self.samples = sums, sums.layer, cap, samples
         self.crosses: list[Crosses] = []
         self.nonfinite: dict[str, int] = {}
+        self.waiting: list[tuple[Array, ...]] = []  # rows, their sum and their targets
 
     def update(
         self, x: Array, own: Mapping[str, Array], reference: Mapping[str, Array], samples: int, before: int
@@ -213,9 +214,24 @@ class LayerSums:
                 if not len(rows):
                     continue
                 first = rows.reshape(len(rows), -1).sum(axis=0, dtype=np.float64)
-            self.sums.add(rows, first)
-            for cross, y in zip(self.crosses, ys, strict=True):
-                cross.add(rows, y)
+            self.waiting.append((rows, first, *ys))
+            if sum(len(piece[0]) for piece in self.waiting) >= self._step(rows.itemsize):
+                self.flush()
+
+    def flush(self) -> None:
+        """Adds up what waits: a wide layer's product costs more to add than to make of the few columns of a small batch."""
+        if not self.waiting:
+            return
+        pieces, firsts, *targets = zip(*self.waiting, strict=True)
+        self.waiting = []
+        rows, *ys = (np.concatenate(parts) if len(parts) > 1 else parts[0] for parts in (pieces, *targets))
+        self.sums.add(rows, sum(firsts))
+        for cross, y in zip(self.crosses, ys, strict=True):
+            cross.add(rows, y)
+
+    def _step(self, itemsize: int) -> int:
+        """Columns multiplied at once."""
+        return min(max(PIECE // (itemsize * len(self.sums.first)), ROWS[0]), ROWS[1])
 
     def _places(self, view: Array, samples: int, first: int) -> Iterator[tuple[Index, Index]]:
         """Which columns of this batch to take, in pieces: their samples and flat positions."""
@@ -229,7 +245,7 @@ class LayerSums:
         self.sums.used, self.sums.available = max(self.sums.used, wanted), max(self.sums.available, total)
         position = choose(total, wanted, first, len(view)).ravel()
         sample = np.repeat(np.arange(len(view)), wanted)
-        step = min(max(PIECE // (view.itemsize * len(self.sums.first)), ROWS[0]), ROWS[1])
+        step = self._step(view.itemsize)
         for at in range(0, len(position), step):
             yield sample[at : at + step], position[at : at + step]
 

@@ -292,6 +292,8 @@ class _Sweep:
 
     def finish(self, found: Observed) -> None:
         """Writes the answers down."""
+        for sums in self.layers.values():
+            sums.flush()
         grams = {layer: sums.sums.close() for layer, sums in self.layers.items()}
         for request in self.requests:
             if isinstance(request, Gram):
