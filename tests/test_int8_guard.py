@@ -13,7 +13,9 @@ import pytest
 from onnx_compress.contract import Job
 from onnx_compress.model.document import Model
 from onnx_compress.passes.int8 import Int8
+from onnx_compress.passes.int8.fallback import sensitivities
 from onnx_compress.passes.int8.guard import guard
+from onnx_compress.passes.int8.search import FEWEST, Search
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data
@@ -135,3 +137,35 @@ def test_held_out_samples_are_those_of_the_seed(seed: int, monkeypatch: pytest.M
     Int8(keep_if="always").apply(replace(job, seed=seed))
     assert seen == [data.split(seed=seed)[1].rows.tolist()]
     assert (data.split(seed=3)[1].rows != data.split(seed=0)[1].rows).any()
+
+
+def test_layers_of_a_large_model_are_ranked_with_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look loads the whole model: where that is dear, neighbours are looked at together, and none is left out."""
+    job = trained()
+    assert job.data is not None
+    judge = Reference(job.original, job.data.take(8)).error
+    quantizer = Int8().quantizer(job.model, job.data.take(8), job)
+    asked: list[Model] = []
+
+    def counted(model: Model) -> float:
+        asked.append(model)
+        return judge(model)
+
+    alone = sensitivities(quantizer, counted)
+    assert len(asked) == len(alone) == len(quantizer.layers)
+    asked.clear()
+    monkeypatch.setattr("onnx_compress.passes.int8.fallback.LOADED", 3.5 * quantizer.model.nbytes)
+    together = sensitivities(quantizer, counted)
+    assert len(asked) == 3
+    assert list(together) == list(alone)
+    assert len(set(together.values())) == 3
+
+
+def test_a_look_takes_fewer_samples_of_a_model_that_runs_long() -> None:
+    job, data = small()
+    search = Search(Int8(), job, data, data, lambda _: 0.0, 1.0, job.model.nbytes)
+    macs = 8 * 8 * 6 * 27 + 6 * 6 * 4 * 54
+    assert search.affordable(16, 16 * macs) == 16
+    assert search.affordable(16, 5 * macs) == 5
+    assert search.affordable(16, macs) == FEWEST
+    assert search.affordable(2, macs) == 2

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -15,16 +17,19 @@ if TYPE_CHECKING:
 
 
 RETURNED = 12  # layers at most that are tried in integers again
+LOADED = 7.5e8  # bytes of all models that rank the layers, and twice those that try them again
 
 
 def sensitivities(quantizer: Quantizer, judge: Judge) -> dict[str, float]:
-    """The output error of each layer when it alone is quantized."""
-    found = {}
-    layers = quantizer.layers
-    for number, name in enumerate(layers):
-        others = {other: "" for other in layers if other != name}
-        found[name] = judge(quantizer.quantized(others)[0])
-        quantizer.progress(number + 1, len(layers), "int8: sensitivity")
+    """The output error of each layer when it alone is quantized; of a large model, with its neighbours, as their share."""
+    found: dict[str, float] = {}
+    layers = list(quantizer.layers)
+    parts = min(len(layers), max(1, int(LOADED / max(quantizer.model.nbytes, 1))))
+    for part in np.array_split(layers, parts):
+        some = [str(name) for name in part]
+        error = judge(quantizer.quantized({other: "" for other in layers if other not in some})[0])
+        found |= dict.fromkeys(some, error / len(some))
+        quantizer.progress(len(found), len(layers), "int8: sensitivity")
     return found
 
 
@@ -56,7 +61,8 @@ def hold(
             low = count
     kept = ranked[:high]
     # > errors of layers do not add: one that matters alone may not matter beside those kept already
-    for one in kept[::-1][1 : 1 + RETURNED] if best is not None else ():
+    tries = min(RETURNED, int(LOADED / 2 / max(quantizer.model.nbytes, 1)))
+    for one in kept[::-1][1 : 1 + tries] if best is not None else ():
         tried = attempt([other for other in kept if other != one])
         if tried[2] <= tolerance:
             best, kept = tried, [other for other in kept if other != one]

@@ -79,6 +79,7 @@ class Quantizer:
     means: dict[str, Array] = field(default_factory=dict)
     moved: dict[str, Array] = field(default_factory=dict)
     rounded: dict[str, tuple[Array, Array, Array]] = field(default_factory=dict)
+    made: dict[tuple[str, float], LayerWeight] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.graph = Surgery(self.model).graph
@@ -114,6 +115,7 @@ class Quantizer:
             self._round()
         elif self.choices.bias_correction:
             self._average()
+        self.made.clear()
 
     def _see(self, names: list[str]) -> None:
         known = [name for name in names if name not in self.seen]
@@ -170,6 +172,17 @@ class Quantizer:
         return source
 
     def _weight(self, name: str, source: Affine) -> LayerWeight:
+        """The layer's weight in integers. Searches ask for it again and again: what the source's scale leaves as it was is kept."""
+        key = name, source.scale
+        if key not in self.made:
+            self.made[key] = self._integers(name, source)
+        made = self.made[key]
+        if name not in self.moved:
+            return made
+        moved = self.moved[name]
+        return replace(made, bias=moved if made.bias is None else made.bias + moved)
+
+    def _integers(self, name: str, source: Affine) -> LayerWeight:
         node = self.nodes[name]
         weight, bias = float_weight(node)
         axis = channel_axis(node)
@@ -185,8 +198,6 @@ class Quantizer:
             made.bias = _corrected(node, weight, made, mean)
             if node.op == "MatMul":
                 made.bias, made.shift = None, made.bias
-        if name in self.moved:
-            made.bias = self.moved[name] if made.bias is None else made.bias + self.moved[name]
         return made
 
     def _steps(self, node: gs.Node, weight: Array, bias: Array | None, source: Affine) -> Array:
@@ -288,7 +299,10 @@ def compensated(rows: Array, gram: Array, scale: Array, bits: int, method: str =
         found = adaround(rows, gram, scale, bits)
     else:
         found = rounding.gptq(rows, gram, scale, bits, act_order=True)
-    errors = [rows - codes * scale[:, np.newaxis] for codes in (found, near)]
-    first, second = (np.einsum("nk,nk->n", error @ gram, error) for error in errors)
-    better: Array = np.where((first < second)[:, np.newaxis], found, near)
+    first, second = (rows - codes * scale[:, np.newaxis] for codes in (found, near))
+    # > aᵀ G a − bᵀ G b in one product, in float32 where that is dear
+    apart, both = first - second, first + second
+    exact = np.float32 if len(gram) > rounding.WIDE else np.float64
+    less = np.einsum("nk,nk->n", apart.astype(exact) @ gram.astype(exact, copy=False), both) < 0
+    better: Array = np.where(less[:, np.newaxis], found, near)
     return better

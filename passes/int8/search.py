@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from onnx_compress.contract import Change, Skip
+from onnx_compress.model.cost import cost
+from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.fallback import hold
 from onnx_compress.passes.int8.guard import asked
 from onnx_compress.passes.int8.kinds import FLOAT_ONLY, LAYERS, weight_of
-from onnx_compress.passes.int8.migrate import balanced
+from onnx_compress.passes.int8.migrate import SAMPLES, balanced
 from onnx_compress.passes.int8.opset import raised
 from onnx_compress.passes.int8.quantizer import Choices
 from onnx_compress.passes.int8.storage import Stored, store
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
 
 LOOKED = 16  # samples on which ranges are seen for a quick look, and as many that judge it
 SENSED = 32  # held-out samples by which layers are ranked
+LOOK_WORK = 1.6e10  # multiply-adds of one such look: of a larger model fewer samples
+FEWEST = 3  # samples of a look all the same
+AIM_WORK = 4e10  # multiply-adds of a run over the samples that the means of outputs are taken from
 CLOSE = 0.9  # of float's speed: from here on a busy machine may be mistaken
 MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
 
@@ -60,6 +65,7 @@ class Search:
     bound: float
     given: int
     decisions: list[Decision] = field(default_factory=list)
+    macs: int | None = None
 
     def integer(self) -> Found:
         """The most of the model in integers that is within the bound."""
@@ -76,26 +82,35 @@ class Search:
         full, placement = quantizer.quantized()
         mixing = any(quantizer.nodes[name].op in MIXING for name in placement.followers)
         if math.isinf(self.bound) and not mixing:
-            return self._found(quantizer, full, placement, followers=True)
+            return self._found(quantizer, full, placement, None, followers=True)
         error = self.judge(full)
         if error <= self.bound and not mixing:
-            return self._found(quantizer, full, placement, followers=True)
+            return self._found(quantizer, full, placement, error, followers=True)
         fewer, layered = quantizer.quantized(followers=False)
         less = self.judge(fewer)
         if error <= self.bound and (less > self.bound or self._faster(fewer, full)):
-            return self._found(quantizer, full, placement, followers=True)
+            return self._found(quantizer, full, placement, error, followers=True)
         if less <= self.bound:
-            return self._found(quantizer, fewer, layered, followers=False)
-        quick = Reference(job.original, self.held.take(SENSED), threads=job.clock.threads).error
+            return self._found(quantizer, fewer, layered, less, followers=False)
+        look = self.held.take(self.affordable(SENSED, LOOK_WORK))
+        quick = Reference(job.original, look, threads=job.clock.threads).error
         best = hold(quantizer, self.judge, quick, self.bound, followers=error <= less)
         if best is None:
             return self.in_float(f"with any layer in int8 it misses {asked(job, self.options.tolerance)}")
-        return self._found(quantizer, *best[:2], followers=error <= less)
+        return self._found(quantizer, *best, followers=error <= less)
+
+    def affordable(self, samples: int, work: float) -> int:
+        """How many of so many samples the model runs with no more than `work` multiply-adds."""
+        if self.macs is None:
+            self.macs = cost(self.job.model, infer(self.job.model)).macs
+        return min(samples, max(FEWEST, int(work / max(self.macs, 1))))
 
     def _balanced(self, model: Model) -> Model:
         """The model after equalization and smoothing: which of them, quantized quickly, has the smaller error."""
         options, threads = self.options, self.job.clock.threads
-        quick = Reference(self.job.original, self.held.take(LOOKED), threads=threads).error
+        count = self.affordable(LOOKED, LOOK_WORK)
+        quick = Reference(self.job.original, self.held.take(count), threads=threads).error
+        fit = self.fit.take(count)
         choices = Choices(
             options.calibrate,
             options.weights == "per-channel",
@@ -106,12 +121,11 @@ class Search:
         )
 
         def error(candidate: Model) -> float:
-            return quick(
-                options.quantizer(candidate, self.fit.take(LOOKED), self.job, choices).quantized()[0]
-            )
+            return quick(options.quantizer(candidate, fit, self.job, choices).quantized()[0])
 
         wanted = {True: options.smooth, False: options.equalize}
-        return balanced(model, self.fit, set(options.kept(self.job.model)), wanted, error, threads)[0]
+        looked = self.fit.take(self.affordable(SAMPLES, 2 * LOOK_WORK))
+        return balanced(model, looked, set(options.kept(self.job.model)), wanted, error, threads)[0]
 
     def in_time(self, found: Found) -> Found:
         """What was found, unless the clock prefers float; a close call is timed again, and the second timing decides."""
@@ -187,13 +201,29 @@ class Search:
             or self.decide("int8 between layers", fewer, full, "faster").kept
         )
 
-    def _found(self, quantizer: Quantizer, model: Model, placement: Placement, *, followers: bool) -> Found:
-        model = self._aimed(quantizer, model, placement, followers=followers)
+    def _found(
+        self,
+        quantizer: Quantizer,
+        model: Model,
+        placement: Placement,
+        error: float | None,
+        *,
+        followers: bool,
+    ) -> Found:
+        model = self._aimed(quantizer, model, placement, error, followers=followers)
         changes = tuple(_change(quantizer, name, self.options.codes.name) for name in placement.layers)
         skips = (*(Skip(name, why) for name, why in placement.left.items()), *_in_bodies(self.job.model))
         return Found(model, placement, changes, skips)
 
-    def _aimed(self, quantizer: Quantizer, model: Model, placement: Placement, *, followers: bool) -> Model:
+    def _aimed(
+        self,
+        quantizer: Quantizer,
+        model: Model,
+        placement: Placement,
+        error: float | None,
+        *,
+        followers: bool,
+    ) -> Model:
         """The model whose last layers have the means of the original's outputs, if that lowers its error."""
         outputs = {value.name for value in self.job.original.proto.graph.output}
         ends = {}
@@ -204,11 +234,13 @@ class Search:
         if not self.options.bias_correction or not ends:
             return model
         threads = self.job.clock.threads
-        wanted = observe(self.job.original, self.fit, ends.values(), threads=threads)
-        present = observe(model, self.fit, ends.values(), threads=threads)
+        fit = self.fit.take(self.affordable(self.fit.samples, AIM_WORK))
+        wanted = observe(self.job.original, fit, ends.values(), threads=threads)
+        present = observe(model, fit, ends.values(), threads=threads)
         quantizer.moved = {name: wanted[ask].mean - present[ask].mean for name, ask in ends.items()}
         moved = quantizer.quantized(placement.left, followers=followers)[0]
-        return moved if self.judge(moved) <= self.judge(model) else model
+        before = self.judge(model) if error is None else error
+        return moved if self.judge(moved) <= before else model
 
     def in_float(self, why: str | None, placement: Placement | None = None) -> Found:
         """The model as it came."""
