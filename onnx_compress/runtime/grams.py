@@ -69,6 +69,7 @@ class Sums:
         self.count = 0
         self.first = np.zeros(layer.taps * channels)
         self.blocks = self._empty()
+        self.pieces = 0
         self.used, self.available = 0, 0
 
     def _empty(self) -> list[Array]:
@@ -76,7 +77,8 @@ class Sums:
         if self.plan.kind == "diagonal":
             return [np.zeros(len(self.first))]
         sizes = [min(width, self.plan.inputs - at) for at in range(0, self.plan.inputs, width)]
-        return [np.zeros((group, size, size)) for size in sizes]
+        # > float32 until there is more than one product: most wide layers never have two
+        return [np.zeros((group, size, size), np.float32) for size in sizes]
 
     def add(self, rows: Array, first: Array) -> None:
         """Takes in rows (columns, taps, channels), and their sum."""
@@ -87,9 +89,16 @@ class Sums:
             self.blocks[0] += np.einsum("nk,nk->k", flat, flat, dtype=np.float64)
             return
         split = rows.reshape(*rows.shape[:2], self.layer.group, -1)
-        for index, block in enumerate(self.blocks):
+        for index, before in enumerate(self.blocks):
             start = index * self.plan.channels
-            _add_products(split[..., start : start + self.plan.channels], block)
+            product = _all_products(split[..., start : start + self.plan.channels])
+            if self.pieces == 0:
+                self.blocks[index] = product
+                continue
+            if self.pieces == 1:
+                self.blocks[index] = before.astype(np.float64, copy=False)
+            self.blocks[index] += product
+        self.pieces += 1
 
     def close(self) -> GramStat:
         """The statistic, in the order of a convolution's weight; the sums are let go, so that no layer is held twice."""
@@ -99,14 +108,13 @@ class Sums:
         if self.plan.kind == "diagonal":
             gram = self._ordered(blocks[0]) / count
         elif self.plan.kind == "full":
-            gram = _finished(blocks.pop(), layer.taps)
-            gram /= count
+            gram = _finished(blocks.pop(), layer.taps, count)
         else:
             width = self.plan.width
             gram = np.zeros((layer.group, len(blocks), width, width))
             for index, block in enumerate(blocks):
                 size = block.shape[-1]
-                gram[:, index, :size, :size] = _finished(block, layer.taps) / count
+                gram[:, index, :size, :size] = _finished(block, layer.taps, count)
         return GramStat(gram, mean, self.count, self.plan.kind, self.used, self.available)
 
     def _ordered(self, flat: Array) -> Array:
@@ -114,16 +122,16 @@ class Sums:
         return by_group(flat.reshape(1, self.layer.taps, -1), self.layer.group)[:, 0]
 
 
-def _add_products(split: Array, block: Array) -> None:
-    """Adds Σ x xᵀ, for columns (columns, taps, groups, channels), to block (groups, K, K)."""
+def _all_products(split: Array) -> Array:
+    """Σ x xᵀ (groups, K, K) of columns (columns, taps, groups, channels)."""
     columns, taps, group, channels = split.shape
     if group > 1 and channels * taps <= _MANY:
         many = np.ascontiguousarray(split.transpose(2, 1, 3, 0)).reshape(group, taps * channels, columns)
-        block += _products(many.swapaxes(1, 2))
-        return
-    for index in range(group):
-        x = np.ascontiguousarray(split[:, :, index]).reshape(columns, -1)
-        block[index] += _products(x)
+        return _products(many.swapaxes(1, 2))
+    if group == 1:
+        return _products(np.ascontiguousarray(split[:, :, 0]).reshape(columns, -1))[np.newaxis]
+    each = (np.ascontiguousarray(split[:, :, index]).reshape(columns, -1) for index in range(group))
+    return np.stack([_products(x) for x in each])
 
 
 def _products(x: Array) -> Array:
@@ -136,15 +144,15 @@ def _products(x: Array) -> Array:
     return np.matmul(wide.swapaxes(-1, -2), wide)
 
 
-def _finished(block: Array, taps: int) -> Array:
-    """Symmetric matrices, their order (tap, channel) turned to (channel, tap)."""
-    whole: Array = block + block.swapaxes(1, 2)
-    whole /= 2
-    if taps == 1:
-        return whole
-    group, inputs = whole.shape[:2]
-    split = whole.reshape(group, taps, inputs // taps, taps, inputs // taps)
-    return np.ascontiguousarray(split.transpose(0, 2, 1, 4, 3)).reshape(group, inputs, inputs)
+def _finished(block: Array, taps: int, count: int) -> Array:
+    """Symmetric matrices over `count` in float64, their order (tap, channel) turned to (channel, tap)."""
+    group, inputs = block.shape[:2]
+    if inputs <= _MANY:  # > larger ones are symmetric: one triangle is the other's copy
+        block = (block + block.swapaxes(1, 2)) / 2
+    turned = block.reshape(group, taps, inputs // taps, taps, inputs // taps).transpose(0, 2, 1, 4, 3)
+    whole = np.empty(turned.shape)
+    np.divide(turned, count, out=whole)
+    return whole.reshape(group, inputs, inputs)
 
 
 def _column_sums(flat: Array) -> Array:
