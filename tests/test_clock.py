@@ -147,6 +147,22 @@ def test_decide_records_and_replays_without_timing(monkeypatch: pytest.MonkeyPat
     assert replay.decisions == [kept]
 
 
+@pytest.mark.parametrize(
+    ("first", "timings"),
+    [((0.97, 0.93, 1.01), 2), ((0.93, 0.9, 0.96), 2), ((1.2, 1.1, 1.3), 1), ((0.5, 0.4, 0.6), 1)],
+)
+def test_a_close_call_is_timed_again_and_the_second_timing_decides(
+    first: tuple[float, float, float], timings: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is slower in the middle, but not wholly, is kept only if it is not slower a second time."""
+    seen = iter([ratio(*first), ratio(0.95, 0.94, 0.96)])
+    timed = Clock()
+    monkeypatch.setattr(timed, "compare", lambda *_, **__: next(seen))
+    decision = timed.settle("n", "keep", mlp(1), mlp(1), FEEDS, "not-slower")
+    assert len(timed.decisions) == timings
+    assert decision.kept == (timings == 1 and first[2] >= 1)
+
+
 def test_always_needs_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clock, "_race", None)
     assert Clock().decide("n", "keep", mlp(1), mlp(1), FEEDS, "always").kept

@@ -34,6 +34,7 @@ Rule = Literal["faster", "not-slower", "always"]
 SAMPLE = 0.002  # seconds: what one sample takes at least
 RUNS = 20  # pairs
 LONGER = 3  # times as many, where the second model seems faster and the noise leaves it open
+CLOSE = 0.9  # ratio from which on a busy machine may be mistaken
 ROUNDS = 6  # sets of candidates that are timed
 GAIN = 0.03  # below this a micro-model's gain proposes nothing
 
@@ -136,6 +137,14 @@ class Clock:
             return self._record(_decision(node, what, value, True))
         ratio = self.compare(a, b, feeds)
         return self._record(_decision(node, what, value, ratio.allows(rule), ratio))
+
+    def settle(
+        self, node: str, what: Literal["keep"], a: Model, b: Model, feeds: Feeds, rule: Rule
+    ) -> Decision:
+        """`decide`, but a close call is timed again, and the second timing decides."""
+        first = self.decide(node, what, a, b, feeds, rule)
+        close = first.ratio is not None and (CLOSE <= first.ratio < 1 or first.kept != (first.ratio >= 1))
+        return self.decide(node, what, a, b, feeds, rule) if close else first
 
     def propose(self, node: str, a: Model, b: Model, feeds: Feeds) -> Decision:
         """Whether micro-model `b` is faster than `a` by more than 3 % and 3 sd, worth a trial in the whole model.

@@ -127,7 +127,7 @@ class Int4:
             if feeds is None or all(quick.form(n) != form for n in range(len(quick.weights))):
                 continue
             packed = quick.stored(levels)
-            if job.clock.decide(f"({form} form)", "keep", job.model, packed, feeds, "not-slower").kept:
+            if job.clock.settle(f"({form} form)", "keep", job.model, packed, feeds, "not-slower").kept:
                 break
             quick.slow.add(form)
         study.slow = set(quick.slow)

@@ -37,7 +37,6 @@ SENSED = 32  # held-out samples by which layers are ranked
 LOOK_WORK = 1.6e10  # multiply-adds of one such look: of a larger model fewer samples
 FEWEST = 3  # samples of a look all the same
 AIM_WORK = 4e10  # multiply-adds of a run over the samples that the means of outputs are taken from
-CLOSE = 0.9  # of float's speed: from here on a busy machine may be mistaken
 MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
 
 
@@ -128,14 +127,16 @@ class Search:
         return balanced(model, looked, set(options.kept(self.job.model)), wanted, error, threads)[0]
 
     def in_time(self, found: Found) -> Found:
-        """What was found, unless the clock prefers float; a close call is timed again, and the second timing decides."""
+        """What was found, unless the clock prefers float."""
         rule = self.options.keep_if
         if rule == "not-slower" and found.model.nbytes >= self.given:
             rule = "faster"  # > it saves no size: tied weights that run in float and in int8 are stored twice
-        decision = self.decide("int8", self.job.model, found.model, rule)
-        ratio = decision.ratio
-        if ratio is not None and (CLOSE <= ratio < 1 or decision.kept != (ratio >= 1)):
-            decision = self.decide("int8", self.job.model, found.model, rule)
+        job = self.job
+        feeds, before = next(iter(self.held.batches(job.batch))), len(job.clock.decisions)
+        decision = job.clock.settle(
+            "int8", "keep", job.finish(job.model), job.finish(found.model), feeds, rule
+        )
+        self.decisions += job.clock.decisions[before:]
         if decision.kept:
             return found
         speed = "" if decision.ratio is None else f": {decision.ratio:.2f} of float's speed"
