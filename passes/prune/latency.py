@@ -42,8 +42,8 @@ class Stopwatch:
             self.before = self.before or self.job.finish(self.job.model)
             units = chosen(self.plan.choices, list(numbers))
             candidate = cut(self.plan.model, self.plan.shapes, units, self.plan.grams, "none", DAMPING)
-            name = f"* {' '.join(map(str, key))}"
-            found = self.job.clock.propose(name, self.before, self.job.finish(candidate), feeds)
+            parts = ["*", *(branch.add for branch in self.plan.branches), *map(str, key)]
+            found = self.job.clock.propose(" ".join(parts), self.before, self.job.finish(candidate), feeds)
             left = 1 - found.value
             if found.low and found.high:
                 left = min(max(self.plan.left(numbers), 1 / found.high), 1 / found.low)

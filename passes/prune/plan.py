@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from onnx_compress.model.channels import Unit
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.passes.prune.branches import Branch
     from onnx_compress.passes.prune.curves import Curve
     from onnx_compress.runtime.data import Data
     from onnx_compress.runtime.layers import LayerInput
@@ -49,12 +50,18 @@ DAMPING = 1e-3  # of the mean of the Gram matrix's diagonal
 PROBE = 0.25  # share of a kind that is removed to measure how much its loss moves the outputs
 POINTS = 17  # of a curve in the report
 PROBE_SAMPLES = 128
-PROBE_WORK, PROBE_LEAST = 1e12, 4  # multiply-adds that all probes together may take; samples that each takes at least
+PROBE_WORK, PROBE_LEAST = (
+    1e12,
+    4,
+)  # multiply-adds that all probes together may take; samples that each takes at least
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The model, its units as choices, what a budget measures, and what was left alone."""
+    """The model, its units as choices, what a budget measures, and what was left alone.
+
+    whole: what the job's model has of it; branches: those that `model` lacks already.
+    """
 
     model: Model
     shapes: dict[str, Shape]
@@ -63,10 +70,12 @@ class Plan:
     tally: Tally
     grams: dict[LayerInput, GramStat]
     skips: list[Skip]
+    whole: float
+    branches: tuple[Branch, ...] = ()
 
     def left(self, numbers: Sequence[int]) -> float:
         """The fraction of what is measured that stays without the first `numbers[i]` units of each choice i."""
-        return float(self.measure.of(self.tally.gone(numbers)) / max(self.measure.of({}), 1e-12))
+        return float(self.measure.of(self.tally.gone(numbers)) / max(self.whole, 1e-12))
 
 
 def make_plan(
@@ -78,10 +87,11 @@ def make_plan(
     multiple: int,
     auto: bool = False,
     budget: Budget = "macs",
+    known: Measure | None = None,
 ) -> Plan:
     """Units, their order by the criterion, and what each number of them saves of the budget.
 
-    auto: narrow kinds are rounded to less than `multiple`.
+    auto: narrow kinds are rounded to less than `multiple`; known: the measure, where it was taken before.
     """
     job.progress(0, 1, "looking at channels")
     shapes = infer(job.model)
@@ -98,7 +108,7 @@ def make_plan(
     rng = np.random.default_rng(job.seed)
     context = Context(job.model, surgery, readers, fit, grams, job.clock.threads, rng, DAMPING, weights)
     curves = _curves(context, units, criterion, skips)
-    what = _measure(job, channels, readers, budget, curves)
+    what = known or _measure(job, channels, readers, budget, curves)
     tally = Tally([curve.units for curve in curves])
     choices = []
     for kind, curve in enumerate(curves):
@@ -112,15 +122,14 @@ def make_plan(
                 len(context.reading(curve.units)),
             )
         )
-    return Plan(job.model, shapes, choices, what, tally, grams, skips)
+    return Plan(job.model, shapes, choices, what, tally, grams, skips, float(what.of({})))
 
 
 def with_sensitivity(job: Job, plan: Plan, held: Data, repair: Repair) -> Plan:
     """Every curve's errors times what a quarter of its loss does to the outputs, measured kind by kind."""
-    macs = max(cost(job.model, plan.shapes).macs, 1) * max(len(plan.choices), 1)
-    few = held.take(min(PROBE_SAMPLES, max(int(PROBE_WORK / macs), PROBE_LEAST)))
+    few = held.take(probe_samples(plan, len(plan.choices)))
     reference = Reference(job.original, few, threads=job.clock.threads)
-    base = reference.error(job.model)
+    base = reference.error(plan.model)
     choices = []
     for done, choice in enumerate(plan.choices):
         job.progress(done, len(plan.choices), "probing")
@@ -132,6 +141,12 @@ def with_sensitivity(job: Job, plan: Plan, held: Data, repair: Repair) -> Plan:
     return replace(plan, choices=choices)
 
 
+def probe_samples(plan: Plan, probes: int) -> int:
+    """How many samples each of so many probes of the plan's model takes."""
+    macs = max(cost(plan.model, plan.shapes).macs, 1) * max(probes, 1)
+    return min(PROBE_SAMPLES, max(int(PROBE_WORK / macs), PROBE_LEAST))
+
+
 def by_kind(units: Sequence[Unit]) -> list[list[Unit]]:
     """Units that are alternatives to each other, together; kinds of one unit, which cannot go, left out."""
     kinds: dict[frozenset[tuple[str, int]], list[Unit]] = defaultdict(list)
@@ -141,9 +156,9 @@ def by_kind(units: Sequence[Unit]) -> list[list[Unit]]:
 
 
 def changes(plan: Plan, units: Sequence[Unit]) -> list[Change]:
-    """What each kind lost."""
+    """The branches that went, and what each kind lost."""
     gone = {id(unit) for unit in units}
-    found = []
+    found = [Change(item.add, "branch", f"{len(item.nodes)} nodes", "removed") for item in plan.branches]
     for choice in plan.choices:
         number = sum(id(unit) in gone for unit in choice.curve.units)
         if number:

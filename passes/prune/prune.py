@@ -15,6 +15,7 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import at_price, chosen, even, evenly, prices, to_budget
 from onnx_compress.passes.prune.criteria import DATA_FREE, Criterion
 from onnx_compress.passes.prune.cut import Repair  # noqa: TC001 - read as the type of an option
+from onnx_compress.passes.prune.depth import depths, shallower
 from onnx_compress.passes.prune.latency import Stopwatch, to_latency
 from onnx_compress.passes.prune.plan import (
     Plan,
@@ -29,6 +30,7 @@ from onnx_compress.passes.prune.plan import (
 from onnx_compress.passes.prune.repairer import Repairer
 from onnx_compress.passes.prune.sensitivity import sensitivity
 from onnx_compress.passes.prune.shortlist import rescaled, shortlist
+from onnx_compress.passes.prune.speed import Milliseconds
 from onnx_compress.recipe import option
 from onnx_compress.runtime.agreement import Reference
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
     from onnx_compress.model.shapes import Shape
     from onnx_compress.passes.prune.allocate import Choice
+    from onnx_compress.passes.prune.cost import Measure
     from onnx_compress.runtime.data import Data
 
     Array = NDArray[Any]
@@ -130,15 +133,7 @@ class Prune:
             )
             repair = "none"
         fit, held = job.data.split(0.25, job.seed) if job.data is not None else (None, None)
-        plan = make_plan(
-            job,
-            fit,
-            criterion=self.criterion,
-            exclude=self.exclude,
-            multiple=job.clock.round_to() if self.round_to == "auto" else self.round_to,
-            auto=self.round_to == "auto",
-            budget="params" if budget == "params" else "latency" if budget == "latency" else "macs",
-        )
+        plan = self._plan(job, fit, budget)
         if not plan.choices:
             return Result(job.model, (), plan.skips, list(job.clock.decisions), warnings)
         shared = budget != "channels" and self.scope == "global"
@@ -151,6 +146,9 @@ class Prune:
             model, units = self._to_tolerance(repairer)
             model, units = self._not_slower(job, model, units) if units else (model, units)
         elif held is not None and shared:
+            if budget == "latency":
+                repairer = self._at_depth(repairer, held)
+                plan = repairer.plan
             model, units, warning = self._best(repairer, held, budget)
             warnings += [warning] if warning else []
         else:
@@ -161,6 +159,35 @@ class Prune:
         skips = plan.skips + unpruned(plan, units)
         found = curves(plan, units) if held is not None else []
         return Result(model, changes(plan, units), skips, list(job.clock.decisions), warnings, found)
+
+    def _plan(self, job: Job, fit: Data | None, budget: str | None, known: Measure | None = None) -> Plan:
+        return make_plan(
+            job,
+            fit,
+            criterion=self.criterion,
+            exclude=self.exclude,
+            multiple=job.clock.round_to() if self.round_to == "auto" else self.round_to,
+            auto=self.round_to == "auto",
+            budget="params" if budget == "params" else "latency" if budget == "latency" else "macs",
+            known=known,
+        )
+
+    def _at_depth(self, repairer: Repairer, held: Data) -> Repairer:
+        """With the plan of the model without some residual branches, where that meets the latency with less error."""
+        job, plan, keep = repairer.job, repairer.plan, float(self.latency or 1.0)
+        assert isinstance(plan.measure, Milliseconds)
+        found: list[tuple[float, float, Repairer]] = []
+        for depth in [None, *depths(shallower(repairer, held, keep, self.exclude))]:
+            own = repairer
+            if depth is not None:
+                known = plan.measure.only({node.name for node in depth.model.proto.graph.node})
+                fresh = self._plan(replace(job, model=depth.model), repairer.fit, "latency", known)
+                fresh = replace(fresh, whole=plan.whole, branches=depth.gone)
+                own = replace(repairer, plan=with_sensitivity(job, fresh, held, repairer.repair))
+            watch = Stopwatch(job, own.plan)
+            numbers, _ = to_latency(watch, own.plan.choices, keep, keep)
+            found.append((max(watch.left(numbers) - keep - SLACK, 0.0), own.judge(numbers), own))
+        return min(found, key=lambda entry: entry[:2])[2]
 
     def _best(self, repairer: Repairer, held: Data, budget: str) -> tuple[Model, list[Unit], str]:
         """Of several ways to meet the budget the one that is nearest to the original once it is refitted."""

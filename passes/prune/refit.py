@@ -73,7 +73,7 @@ def refit(
     shapes: of `original`, whose nodes and those of `model` run once on `data`; quick: on fewer columns, in one round;
     variance: each output of a refitted layer is scaled to vary as its aim does.
     """
-    model = _with_biases(model, units)
+    model = _with_biases(model, original, units)
     surgery = Surgery(model)
     steps = _steps(surgery, original, units, shapes)
     if not steps:
@@ -167,10 +167,10 @@ def _parameters(reader: Consumer) -> list[gs.Constant]:
     return [reader.weight, *(tensor for tensor in extra if isinstance(tensor, gs.Constant))]
 
 
-def _with_biases(model: Model, units: Sequence[Unit]) -> Model:
+def _with_biases(model: Model, original: Model, units: Sequence[Unit]) -> Model:
     """Every layer that a cut touched with a bias of its own, zero where it had none."""
     surgery = Surgery(model)
-    touched = {id(node) for node in _touched(surgery, _cut_weights(units))}
+    touched = {id(node) for node in _touched(surgery, original, _cut_weights(units))}
     for reader in consumers(surgery, {}):
         if id(reader.node) in touched and has_bias(reader) and len(reader.weight.outputs) == 1:
             add_bias(surgery, reader, np.zeros(_outputs(reader)))
@@ -199,17 +199,24 @@ def _kept_outputs(original: Model, shapes: Mapping[str, Shape], units: Sequence[
     }
 
 
-def _touched(surgery: Surgery, cut_weights: set[str]) -> list[gs.Node]:
+def _touched(surgery: Surgery, original: Model, cut_weights: set[str]) -> list[gs.Node]:
     """The nodes that read what a cut changed, or whose output is added to it, in the order of the graph.
 
-    A layer that only lost outputs makes the others as before.
+    A layer that only lost outputs makes the others as before. Where a branch is gone, another node than in the original
+    makes a tensor, or reads one.
     """
+    past = {node.name: (set(node.input), set(node.output)) for node in original.proto.graph.node}
     drifted: set[str] = set()
+    for node in surgery.graph.nodes:
+        read, made = past.get(node.name, (set(), set()))
+        drifted.update(tensor.name for tensor in node.outputs if tensor.name not in made)
+        drifted.update(tensor.name for tensor in node.inputs if tensor.inputs and tensor.name not in read)
     found = []
     for node in surgery.graph.nodes:
         reads = any(tensor.name in drifted for tensor in node.inputs)
-        beside = [t for out in node.outputs for user in out.outputs if user.op == "Add" for t in user.inputs]
-        if reads or any(tensor.name in drifted for tensor in beside):
+        sums = [user for out in node.outputs for user in out.outputs if user.op == "Add"]
+        beside = [tensor for user in sums for tensor in [*user.inputs, *user.outputs]]
+        if reads or any(tensor.name in drifted for tensor in [*node.outputs, *beside]):
             found.append(node)
         if reads or any(tensor.name in cut_weights for tensor in node.inputs):
             drifted.update(tensor.name for tensor in node.outputs)
@@ -231,7 +238,7 @@ def _steps(
     sizes = {tensor.name: list(tensor.dims) for tensor in original.proto.graph.initializer}
     made = {name for node in original.proto.graph.node for name in node.output}
     steps: list[Aim | Scale] = []
-    for node in _touched(surgery, _cut_weights(units)):
+    for node in _touched(surgery, original, _cut_weights(units)):
         reader = readers.get(id(node))
         if reader is not None and len(reader.weight.outputs) > 1:
             continue

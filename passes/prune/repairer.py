@@ -39,6 +39,11 @@ class Repairer:
         """The plan's model without `units`, repaired on all samples."""
         return self._made(units, self.fit, quick=False, variance=self.variance)
 
+    def quick(self, units: Sequence[Unit], *, variance: bool = False) -> Model:
+        """The plan's model without `units`, repaired on few samples."""
+        few = None if self.fit is None else self.fit.take(QUICK)
+        return self._made(units, few, quick=True, variance=variance)
+
     def cut(self, numbers: Sequence[int]) -> Model:
         """The plan's model without these numbers of each kind; what read them makes up for them, no more."""
         units = chosen(self.plan.choices, list(numbers))
@@ -60,22 +65,22 @@ class Repairer:
 
     def settle(self, units: Sequence[Unit]) -> None:
         """Scales the outputs of refitted layers from now on, if that brings this cut nearer to the original."""
-        if self.repair == "least-squares" and self.fit is not None and self.reference is not None and units:
+        touched = units or self.plan.branches
+        if self.repair == "least-squares" and self.fit is not None and self.reference is not None and touched:
             self.variance = self._judged(units, variance=True) < self._judged(units, variance=False)
 
     def _judged(self, units: Sequence[Unit], *, variance: bool) -> float:
         assert self.reference is not None
-        few = None if self.fit is None else self.fit.take(QUICK)
-        return self.reference.error(self._made(units, few, quick=True, variance=variance))
+        return self.reference.error(self.quick(units, variance=variance))
 
     def _made(self, units: Sequence[Unit], data: Data | None, *, quick: bool, variance: bool) -> Model:
         plan, job = self.plan, self.job
         model = cut(plan.model, plan.shapes, units, plan.grams, self.repair, DAMPING)
-        if self.repair != "least-squares" or data is None or not units:
+        if self.repair != "least-squares" or data is None or not (units or plan.branches):
             return model
         return refit(
             model,
-            job.original if _same_tensors(job.original, plan.model) else plan.model,
+            job.original if _same_tensors(job.original, plan.model) else job.model,
             plan.shapes,
             units,
             data,

@@ -95,7 +95,7 @@ def _by_saving(choices: Sequence[Choice], numbers: Numbers) -> list[int]:
 def rescaled(job: Job, plan: Plan, held: Data, repair: Repair, numbers: Numbers) -> list[Choice]:
     """Choices whose error at `numbers` is what cutting that kind alone does to the outputs."""
     reference = Reference(job.original, held.take(PROBE_SAMPLES), threads=job.clock.threads)
-    base = reference.error(job.model)
+    base = reference.error(plan.model)
     choices = []
     for done, (choice, number) in enumerate(zip(plan.choices, numbers, strict=True)):
         job.progress(done, len(numbers), "probing again")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from onnx_compress.passes.prune.cut import cut
 from onnx_compress.runtime.profile import by_layer, profile
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -51,6 +51,13 @@ class Milliseconds:
     readers: dict[str, Consumer]
     rest: Array
 
+    def only(self, layers: Collection[str]) -> Milliseconds:
+        """Of a model that has none but these layers."""
+        tables = {name: table for name, table in self.tables.items() if name in layers}
+        part = len(tables) / max(len(self.tables), 1)
+        rest = np.interp(np.array(SHARES) * part, SHARES[::-1], self.rest[::-1])
+        return replace(self, tables=tables, rest=rest)
+
     def of(self, gone: Gone) -> Any:
         """Milliseconds of the model."""
         total: Any = 0.0
@@ -61,7 +68,7 @@ class Milliseconds:
                 1 - np.asarray(gone.get((reader.weight.name, axis), 0)) / reader.weight.shape[axis]
                 for axis in (reader.inner, reader.outer)
             )
-            total = total + bilinear(table, inner, outer)
+            total = total + bilinear(table, inner, outer) * (outer > 0)
             outputs = outputs + outer / len(self.tables)
         return total + np.interp(outputs, SHARES[::-1], self.rest[::-1])
 
