@@ -30,7 +30,7 @@ from onnx_compress.runtime.observe import observe, workers
 from onnx_compress.runtime.requests import Gram
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -60,7 +60,7 @@ PROBE_WORK, PROBE_LEAST = (
 class Plan:
     """The model, its units as choices, what a budget measures, and what was left alone.
 
-    whole: what the job's model has of it; branches: those that `model` lacks already.
+    whole: what the job's model has of it; owners: of `readers_of`; branches: those that `model` lacks already.
     """
 
     model: Model
@@ -71,6 +71,7 @@ class Plan:
     grams: dict[LayerInput, GramStat]
     skips: list[Skip]
     whole: float
+    owners: dict[str, str]
     branches: tuple[Branch, ...] = ()
 
     def left(self, numbers: Sequence[int]) -> float:
@@ -122,7 +123,9 @@ def make_plan(
                 len(context.reading(curve.units)),
             )
         )
-    return Plan(job.model, shapes, choices, what, tally, grams, skips, float(what.of({})))
+    return Plan(
+        job.model, shapes, choices, what, tally, grams, skips, float(what.of({})), readers_of(surgery)
+    )
 
 
 def with_sensitivity(job: Job, plan: Plan, held: Data, repair: Repair) -> Plan:
@@ -163,7 +166,11 @@ def changes(plan: Plan, units: Sequence[Unit]) -> list[Change]:
         number = sum(id(unit) in gone for unit in choice.curve.units)
         if number:
             size, loss = choice.curve.size, float(choice.curve.loss[number])
-            found.append(Change(title(choice.curve.units[0]), "units", str(size), str(size - number), loss))
+            found.append(
+                Change(
+                    title(choice.curve.units[0], plan.owners), "units", str(size), str(size - number), loss
+                )
+            )
     return found
 
 
@@ -176,7 +183,7 @@ def curves(plan: Plan, units: Sequence[Unit]) -> list[contract.Curve]:
         size = choice.curve.size
         left = sum(id(unit) not in gone for unit in choice.curve.units) / size
         shares = (choice.counts[points] / size).tolist()
-        where = title(choice.curve.units[0])
+        where = title(choice.curve.units[0], plan.owners)
         found.append(contract.Curve(where, shares, choice.error[points].tolist(), left))
     return found
 
@@ -186,14 +193,25 @@ def unpruned(plan: Plan, units: Sequence[Unit]) -> list[Skip]:
     gone = {id(unit) for unit in units}
     why = "its units are all worth more than the work they cost"
     whole = [c for c in plan.choices if not any(id(unit) in gone for unit in c.curve.units)]
-    return [Skip(title(choice.curve.units[0]), why) for choice in whole]
+    return [Skip(title(choice.curve.units[0], plan.owners), why) for choice in whole]
 
 
-def title(unit: Unit) -> str:
-    """A kind by the weights it takes from: the first two and how many more."""
-    names = sorted({name for name, _ in unit.places})
+def title(unit: Unit, owners: Mapping[str, str]) -> str:
+    """A kind by the nodes whose weights it takes from: the first two and how many more. owners: of weights, as of `readers_of`."""
+    touched = {owners.get(name, name) for name, _ in unit.places}
+    names = [node for node in dict.fromkeys(owners.values()) if node in touched]
     more = f" and {len(names) - 2} more" if len(names) > 2 else ""
     return ", ".join(names[:2]) + more
+
+
+def readers_of(surgery: Surgery) -> dict[str, str]:
+    """For each weight the first node that reads it, by name, in the order of the graph."""
+    found: dict[str, str] = {}
+    for node in surgery.nodes():
+        for tensor in node.inputs:
+            if isinstance(tensor, gs.Constant):
+                found.setdefault(tensor.name, str(node.name))
+    return found
 
 
 def _without(surgery: Surgery, units: list[Unit], exclude: str) -> tuple[list[Unit], list[Skip]]:

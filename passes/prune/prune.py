@@ -23,6 +23,7 @@ from onnx_compress.passes.prune.plan import (
     changes,
     curves,
     make_plan,
+    readers_of,
     title,
     unpruned,
     with_sensitivity,
@@ -102,9 +103,12 @@ class Prune:
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
         """Every kind of unit some of which could go, and what pins the other weight axes."""
-        units, pinned = Channels(Surgery(model), dict(shapes)).units()
+        surgery = Surgery(model)
+        units, pinned = Channels(surgery, dict(shapes)).units()
+        owners = readers_of(surgery)
         possible = [
-            Change(title(members[0]), "remove units", str(len(members)), "") for members in by_kind(units)
+            Change(title(members[0], owners), "remove units", str(len(members)), "")
+            for members in by_kind(units)
         ]
         skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
         return Result(model, possible, skips)

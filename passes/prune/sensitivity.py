@@ -35,5 +35,7 @@ def sensitivity(
             count = min(max(1, round(choice.curve.size * share)), choice.curve.size - 1)
             candidate = cut(plan.model, plan.shapes, units[:count], plan.grams, repair, DAMPING)
             error = reference.error(candidate)
-            rows.append({"where": title(units[0]), "share": share, "units": count, "error": error})
+            rows.append(
+                {"where": title(units[0], plan.owners), "share": share, "units": count, "error": error}
+            )
     return rows
