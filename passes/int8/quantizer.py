@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 POSITIONS = (
     64  # of each sample in a Gram matrix: observe takes more where columns would be few, fewer where many
 )
-GRAMS = 512 * 2**20  # bytes of Gram matrices held at once
+GRAMS = 2**30  # bytes of Gram matrices held at once: as many as observe sums in one sweep
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -236,8 +237,12 @@ class Quantizer:
                     pool.submit(self._round_layer, name, found[Gram(u)], scales[groups[self._source(name)]])
                     for name, u in part
                 ]
-                for wait in waits:
+                left = Counter(u for _, u in part)
+                for (_, unfolded), wait in zip(part, waits, strict=True):
                     wait.result()
+                    left[unfolded] -= 1
+                    if not left[unfolded]:
+                        del found[Gram(unfolded)]  # > before other layers' working memory is needed
                     done += 1
                     self.progress(done, len(self.layers), "int8: rounding")
 
