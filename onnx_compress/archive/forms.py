@@ -155,41 +155,38 @@ def _read_planes(
 
 def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
     """Every tap less what the taps before it predict by least squares; the factors, in 64ths, come first."""
-    kernels = symbols.reshape(-1, taps).astype(np.int32) - 128
+    kernels = symbols.reshape(-1, taps).astype(np.float32) - np.float32(128)
     sample = kernels[:: max(1, kernels.shape[0] >> 14)].astype(np.float64)
-    gram = sample.T @ sample + np.eye(taps)
-    rest = kernels.copy()
-    head = Writer()
-    for tap in range(1, taps):
-        factors = np.linalg.solve(gram[:tap, :tap], gram[:tap, tap])
-        whole = np.clip(np.rint(64 * factors), -128, 127).astype(np.int32)
-        rest[:, tap] -= _predict(kernels, whole)
-        head.raw(whole.astype(np.int8).tobytes())
-    return bytes(head.buffer), (rest + 128).astype(np.uint8).reshape(symbols.shape)
+    # > the factor of a Gram matrix solves all of its leading parts
+    root = np.linalg.cholesky(sample.T @ sample + np.eye(taps))
+    factors = np.eye(taps) - np.linalg.inv(root / np.diag(root))
+    whole = np.tril(np.clip(np.rint(64 * factors), -128, 127), -1).astype(np.float32)
+    # > sums of products of small integers: exact in float32, in whatever order
+    foretold = (kernels @ whole.T).astype(np.int32)
+    rest = kernels.astype(np.int32) - ((foretold + 32) >> 6) + 128
+    return whole[np.tril_indices(taps, -1)].astype(np.int8).tobytes(), rest.astype(np.uint8).reshape(
+        symbols.shape
+    )
 
 
 def _read_taps(
     head: Reader, body: Reader, taps: int, shape: tuple[int, int], batch: Batch
 ) -> Callable[[], Array]:
-    factors = [np.frombuffer(head.raw(tap), np.int8).astype(np.int32) for tap in range(1, taps)]
+    factors = [np.frombuffer(head.raw(tap), np.int8).astype(np.float32) for tap in range(1, taps)]
     stream = read_stream(head, body, *shape, batch)
 
     def found() -> Array:
-        kernels = stream().reshape(-1, taps).astype(np.int32) - 128
-        for tap in range(1, taps):
-            whole = kernels[:, tap] + _predict(kernels, factors[tap - 1])
-            kernels[:, tap] = ((whole + 128) & 255) - 128
-        return (kernels + 128).astype(np.uint8).reshape(shape)
+        rest = stream().reshape(-1, taps).T
+        kernels = np.empty(rest.shape, np.float32)
+        kernels[0] = rest[0]
+        kernels[0] -= 128
+        for tap, factor in enumerate(factors, 1):
+            foretold = (factor @ kernels[:tap]).astype(np.int32)
+            # > modulo 256, as bytes
+            kernels[tap] = (rest[tap] + ((foretold + 32) >> 6).astype(np.uint8) - np.uint8(128)).view(np.int8)
+        return (kernels.T.astype(np.int16) + 128).astype(np.uint8).reshape(shape)
 
     return found
-
-
-def _predict(kernels: Array, factors: Array) -> Array:
-    """The next tap of each kernel, by those before it; integers throughout, so the same everywhere."""
-    total = np.full(kernels.shape[0], 32, np.int32)
-    for tap, factor in enumerate(factors.tolist()):
-        total += factor * kernels[:, tap]
-    return total >> 6
 
 
 def value_form(words: Array, coder: str) -> Form | None:

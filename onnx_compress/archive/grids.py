@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive.fields import damaged
-from onnx_compress.archive.tables import Tables, fit_tables, least_bits
+from onnx_compress.archive.tables import LeastBits, Tables, fit_tables, merged
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,13 +75,10 @@ def best_grid(matrix: Array, symbols: int) -> tuple[Grid, Tables, float]:
     row_class, column_class = _spread_classes(matrix, row_count, column_count)
     counts = _block_counts(matrix, row_class, column_class, (row_count, column_count, symbols))
 
-    def merged(high: int, wide: int) -> Array:
-        parts = counts.reshape(high, row_count // high, wide, column_count // wide, symbols)
-        return parts.sum(axis=(1, 3)).reshape(high * wide, symbols)
+    least = LeastBits(counts)
 
     def cost(high: int, wide: int) -> tuple[float, int, int]:
-        bits = least_bits(merged(high, wide).astype(np.float64))
-        return bits + rows * np.log2(high) + columns * np.log2(wide), high, wide
+        return least.of(high, wide) + rows * np.log2(high) + columns * np.log2(wide), high, wide
 
     best = cost(1, 1)
     while True:  # uphill: twice as many classes of rows or of columns while that pays
@@ -92,7 +89,7 @@ def best_grid(matrix: Array, symbols: int) -> tuple[Grid, Tables, float]:
             break
         best = found
     grid = Grid(row_class // (row_count // high), column_class // (column_count // wide), high, wide)
-    tables, bits = fit_tables(merged(high, wide))
+    tables, bits = fit_tables(merged(counts, high, wide))
     return grid, tables, bits + rows * float(np.log2(high)) + columns * float(np.log2(wide))
 
 

@@ -27,6 +27,7 @@ LEAST = 512  # lanes below which a coder that goes symbol by symbol is as quick
 _BYTES = 3  # what a lane costs, about
 _SHARE = 0.0025  # of the coded bytes that lanes may cost
 _LOW = 1 << 16
+_AT_ONCE = 1 << 16  # symbols
 
 
 def lanes_for(nbytes: float) -> int:
@@ -71,30 +72,40 @@ def encode(symbols: Array, tables: Array, freq: Array, state: Array) -> tuple[by
     wide, lanes = _padded(freq), state.size
     first = (np.cumsum(wide, axis=1) - wide).astype(np.float64).reshape(-1)
     frequency = wide.astype(np.float64).reshape(-1)
-    keys = tables.astype(np.int64) * SYMBOLS + symbols
     whole = state.astype(np.float64)
     words: list[Array] = []
-    space = np.empty((3, lanes))
-    full = np.empty(lanes, bool)
-    for begin in range((max(symbols.size, 1) - 1) // lanes * lanes, -1, -lanes):
-        key = keys[begin : begin + lanes]
-        # > the last step may have fewer symbols than there are lanes
-        state, f, quotient, over = whole[: key.size], *space[:, : key.size]
-        frequency.take(key, out=f, mode="clip")
-        np.multiply(f, float(1 << (32 - BITS)), out=quotient)
-        np.greater_equal(state, quotient, out=full[: key.size])
-        at = full[: key.size].nonzero()[0]
+    # > what does not depend on the states is found for many steps at once
+    many = lanes * max(1, _AT_ONCE // lanes)
+    for begin in range((max(symbols.size, 1) - 1) // many * many, -1, -many):
+        part = slice(begin, begin + many)
+        keys = tables[part].astype(np.int64) * SYMBOLS + symbols[part]
+        words += _backwards(whole, frequency.take(keys), first.take(keys))
+    return np.concatenate([*words[::-1], np.empty(0, "<u2")]).tobytes(), whole.astype(np.uint32)
+
+
+def _backwards(states: Array, frequency: Array, first: Array) -> list[Array]:
+    """Takes symbols of these frequencies and first slots into the states, the last first; the words that go out."""
+    lanes = states.size
+    limit, rest = frequency * float(1 << (32 - BITS)), float(SLOTS) - frequency
+    space, above = np.empty(lanes), np.empty(lanes, bool)
+    words = []
+    for begin in range((max(frequency.size, 1) - 1) // lanes * lanes, -1, -lanes):
+        end = begin + lanes
+        f = frequency[begin:end]
+        state, quotient, full = states, space, above
+        if f.size < lanes:  # > the last step may have fewer symbols than there are lanes
+            state, quotient, full = states[: f.size], space[: f.size], above[: f.size]
+        np.greater_equal(state, limit[begin:end], out=full)
+        at = full.nonzero()[0]
         low = state[at].astype(np.uint32)
         words.append(low.astype("<u2"))  # > the low half
         state[at] = low >> np.uint32(16)
         np.divide(state, f, out=quotient)
         np.floor(quotient, out=quotient)
-        np.subtract(float(SLOTS), f, out=f)
-        np.multiply(quotient, f, out=f)
-        np.add(state, f, out=state)
-        first.take(key, out=over, mode="clip")
-        np.add(state, over, out=state)
-    return np.concatenate([*words[::-1], np.empty(0, "<u2")]).tobytes(), whole.astype(np.uint32)
+        np.multiply(quotient, rest[begin:end], out=quotient)
+        np.add(state, quotient, out=state)
+        np.add(state, first[begin:end], out=state)
+    return words
 
 
 def lookup(freq: Array) -> Array:
