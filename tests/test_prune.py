@@ -253,3 +253,19 @@ def test_weights_in_the_body_of_an_if_are_ranked_and_cut() -> None:
     check(result.model)
     body = next(a.g for a in result.model.proto.graph.node[1].attribute if a.name == "then_branch")
     assert list(body.initializer[0].dims) == [3, 3]
+
+
+def test_units_that_only_computed_weights_read_go_by_what_makes_them() -> None:
+    """A weight that the graph makes of its shape can be narrowed, though nothing refits it: a share of channels is taken."""
+    text = """g (float[N,3,6,6] x, float[8,3,1,1] w1) => (float[N,4,6,6] y) <int64[4] s = {4,8,1,1}> {
+        a = Conv(x, w1)
+        v = ConstantOfShape(s)
+        y = Conv(a, v) }"""
+    model = Model.from_proto(parse(text))
+    x = np.random.default_rng(0).normal(size=(16, 3, 6, 6)).astype(np.float32)
+    data = open_data([{"x": x}], input_specs(model), samples=16)
+    halved = run(model, data, channels=0.5, round_to=1).model
+    check(halved)
+    assert [list(t.dims) for t in halved.proto.graph.initializer if t.name == "w1"] == [[4, 3, 1, 1]]
+    kept = run(model, data, macs=0.5, round_to=1)
+    assert any("take over" in skip.why for skip in kept.skips)

@@ -89,10 +89,12 @@ def make_plan(
     auto: bool = False,
     budget: Budget = "macs",
     known: Measure | None = None,
+    unread: bool = False,
 ) -> Plan:
     """Units, their order by the criterion, and what each number of them saves of the budget.
 
-    auto: narrow kinds are rounded to less than `multiple`; known: the measure, where it was taken before.
+    auto: narrow kinds are rounded to less than `multiple`; known: the measure, where it was taken before;
+    unread: units that only layers read whose weights the graph computes, and which nothing makes up for, may go too.
     """
     job.progress(0, 1, "looking at channels")
     shapes = infer(job.model)
@@ -108,7 +110,7 @@ def make_plan(
     weights = {t.name: t.values for n in surgery.nodes() for t in n.inputs if isinstance(t, gs.Constant)}
     rng = np.random.default_rng(job.seed)
     context = Context(job.model, surgery, readers, fit, grams, job.clock.threads, rng, DAMPING, weights)
-    curves = _curves(context, units, criterion, skips)
+    curves = _curves(context, units, criterion, skips, unread=unread)
     what = known or _measure(job, channels, readers, budget, curves)
     tally = Tally([curve.units for curve in curves])
     choices = []
@@ -222,17 +224,22 @@ def _without(surgery: Surgery, units: list[Unit], exclude: str) -> tuple[list[Un
     return left, [Skip(node.name, "excluded") for node in nodes]
 
 
-def _curves(context: Context, units: list[Unit], criterion: Criterion, skips: list[Skip]) -> list[Curve]:
-    """The order of every kind of unit, by the criterion."""
-    kinds = []
+def _curves(
+    context: Context, units: list[Unit], criterion: Criterion, skips: list[Skip], *, unread: bool
+) -> list[Curve]:
+    """The order of every kind of unit, by the criterion; of the `unread` by what makes them."""
+    kinds, others = [], []
     for members in by_kind(units):
-        if criterion not in DATA_FREE and not context.reading(members):
+        if criterion in DATA_FREE or context.reading(members):
+            kinds.append(members)
+        elif unread:
+            others.append(members)
+        else:
             name, axis = min(members[0].kind)
             skips.append(Skip(f"{name}[{axis}]", "no layer after it could take over what it did"))
-        else:
-            kinds.append(members)
     with workers(context.threads if criterion in PURE else 1) as pool:
-        return list(pool.map(partial(CRITERIA[criterion], context), kinds))
+        found = list(pool.map(partial(CRITERIA[criterion], context), kinds))
+    return found + [CRITERIA["l1"](context, members) for members in others]
 
 
 def _grams(

@@ -174,6 +174,7 @@ class Prune:
             auto=self.round_to == "auto",
             budget="params" if budget == "params" else "latency" if budget == "latency" else "macs",
             known=known,
+            unread=budget == "channels",
         )
 
     def _at_depth(self, repairer: Repairer, held: Data) -> Repairer:
