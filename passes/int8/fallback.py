@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 RETURNED = 12  # layers at most that are tried in integers again
-LOADED = 7.5e8  # bytes of all models that rank the layers, and twice those that try them again
+LOADED = 6e8  # bytes of all models that rank the layers, and twice those that try them again
 
 
 def sensitivities(quantizer: Quantizer, judge: Judge) -> dict[str, float]:

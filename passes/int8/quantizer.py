@@ -23,7 +23,7 @@ from onnx_compress.passes.int8.weights import (
     weight_scale,
 )
 from onnx_compress.runtime.layers import LayerInput, layer_input, weight_from_rows, weight_rows
-from onnx_compress.runtime.observe import Gram, Histogram, Moments, Range, observe, workers
+from onnx_compress.runtime.observe import Gram, Histogram, Moments, Observed, Range, observe, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -111,22 +111,26 @@ class Quantizer:
             placement = self.place(followers=followers)
             wanted |= {name for names in sources(self.graph, placement).values() for name in names}
             wanted |= set(placement.group)
-        self._see(sorted(wanted))
+        parts = self._parts() if self.choices.rounding != "nearest" else []
+        # > the first Gram matrices, mostly all, come from the run that shows the ranges
+        found = self._see(sorted(wanted), [Gram(unfolded) for _, unfolded in parts[0]] if parts else [])
         if self.choices.rounding != "nearest":
-            self._round()
+            self._round(parts, found)
         elif self.choices.bias_correction:
             self._average()
         self.made.clear()
 
-    def _see(self, names: list[str]) -> None:
+    def _see(self, names: list[str], grams: list[Gram] | None = None) -> Observed:
+        """Sees the ranges of tensors, and what else is asked for in the same run; returns all that was found."""
         known = [name for name in names if name not in self.seen]
         counted = self.choices.calibrate != "minmax"
         requests = [Range(name) for name in known]
         found = observe(
             self.model,
             self.data,
-            [*requests, *(Histogram(name) for name in known if counted)],
+            [*requests, *(Histogram(name) for name in known if counted), *(grams or [])],
             threads=self.threads,
+            positions=POSITIONS,
         )
         for name in known:
             low, high = found[Range(name)]
@@ -137,6 +141,7 @@ class Quantizer:
                 points = replace(ranges.seen([(value.counts, value.low, value.high)]), low=low, high=high)
             self.seen[name] = points
         self.progress(1, 3, "int8: ranges")
+        return found
 
     def _scales(self, placement: Placement) -> dict[str, Affine]:
         origins = sources(self.graph, placement)
@@ -212,26 +217,30 @@ class Quantizer:
             source=source.scale,
         )
 
-    def _round(self) -> None:
-        """GPTQ for every layer, as many Gram matrices at a time as memory allows."""
-        placement = self.place()
-        scales, groups = self._scales(placement), placement.group
-        waiting: list[tuple[str, LayerInput]] = []
+    def _parts(self) -> list[list[tuple[str, LayerInput]]]:
+        """The layers whose weights are rounded, in parts whose Gram matrices memory allows at a time."""
+        parts: list[list[tuple[str, LayerInput]]] = []
+        size = GRAMS
         for name in self.layers:
             unfolded = layer_input(self.nodes[name], self.shapes)
-            if isinstance(unfolded, LayerInput):
-                waiting.append((name, unfolded))
+            if not isinstance(unfolded, LayerInput):
+                continue
+            if size >= GRAMS:
+                parts.append([])
+                size = 0
+            parts[-1].append((name, unfolded))
+            size += 8 * weight_rows(self.nodes[name], self.nodes[name].inputs[1].values).shape[2] ** 2
+        return parts
+
+    def _round(self, parts: list[list[tuple[str, LayerInput]]], found: Observed) -> None:
+        """GPTQ for every layer; found: the Gram matrices of the first part."""
+        placement = self.place()
+        scales, groups = self._scales(placement), placement.group
         done = 0
-        while waiting:
-            part: list[tuple[str, LayerInput]] = []
-            size = 0
-            while waiting and (not part or size < GRAMS):
-                name, unfolded = waiting.pop(0)
-                part.append((name, unfolded))
-                size += 8 * weight_rows(self.nodes[name], self.nodes[name].inputs[1].values).shape[2] ** 2
-            found = observe(
-                self.model, self.data, [Gram(u) for _, u in part], threads=self.threads, positions=POSITIONS
-            )
+        for number, part in enumerate(parts):
+            if number:
+                asked = [Gram(unfolded) for _, unfolded in part]
+                found = observe(self.model, self.data, asked, threads=self.threads, positions=POSITIONS)
             with workers(self.threads) as pool:
                 waits = [
                     pool.submit(self._round_layer, name, found[Gram(u)], scales[groups[self._source(name)]])
