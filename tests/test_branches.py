@@ -11,12 +11,20 @@ from architectures import ARCHITECTURES
 from channel_cases import parse
 from onnx import helper, numpy_helper
 
+from onnx_compress.contract import Job
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.branches import Branch, branches, without
+from onnx_compress.passes.prune.consumers import consumers
+from onnx_compress.passes.prune.depth import shallower
+from onnx_compress.passes.prune.plan import make_plan
 from onnx_compress.passes.prune.refit import refit
+from onnx_compress.passes.prune.repairer import Repairer
+from onnx_compress.passes.prune.speed import Milliseconds
 from onnx_compress.runtime.agreement import Reference
+from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data
 from onnx_compress.runtime.session import Session, input_specs
 
@@ -136,7 +144,7 @@ def test_a_branch_that_a_body_reads_stays() -> None:
 def test_the_refit_makes_up_for_a_branch() -> None:
     """The layers around it are aimed at the original's sums: less than half of the error is left, on samples not fitted on."""
     model = prepared("fashion_resnet")
-    data = open_data(MODELS / "fashion_calib.npz", input_specs(model), samples=256)
+    data = open_data(MODELS / "fashion_calib.npz", input_specs(model), samples=128)
     fit, held = data.split(0.5, 0)
     shapes = infer(model)
     for branch in branches(model, shapes)[::3]:
@@ -146,3 +154,30 @@ def test_the_refit_makes_up_for_a_branch() -> None:
         )
         reference = Reference(model, held, threads=1)
         assert reference.error(repaired) < 0.5 * reference.error(cut)
+
+
+def test_branches_go_until_the_time_is_met() -> None:
+    """Where each layer takes a millisecond, a branch of two saves two; what is excluded stays."""
+    model = prepared("fashion_resnet")
+    data = open_data(MODELS / "fashion_calib.npz", input_specs(model), samples=64)
+    fit, held = data.split(0.25, 0)
+    shapes = infer(model)
+    layers = {reader.name: reader for reader in consumers(Surgery(model), shapes)}
+    clock = Milliseconds({name: np.ones((4, 4)) for name in layers}, layers, np.zeros(4))
+    job = Job(model, model, data, 0, Clock(1, 0))
+    plan = make_plan(job, fit, criterion="l1", exclude=None, multiple=1, budget="latency", known=clock)
+    repairer = Repairer(job, plan, "none", fit)
+    keep = 1 - 4 / len(layers)
+    found = shallower(repairer, held, clock, keep, None)
+    assert [len(entry.gone) for entry in found] == [0, 1, 2]
+    assert [entry.left for entry in found] == pytest.approx([1 - 2 * n / len(layers) for n in range(3)])
+    for entry in found:
+        left = {node.name for node in entry.model.proto.graph.node}
+        assert all(left.isdisjoint(branch.nodes) for branch in entry.gone)
+    reference = Reference(model, held.take(48), threads=1)
+    alone = [reference.error(without(model, branch)) for branch in branches(model, shapes)]
+    assert reference.error(found[1].model) == pytest.approx(min(alone))
+    (first,) = found[1].gone
+    spared = shallower(repairer, held, clock, 0.0, min(first.nodes))
+    assert len(spared[-1].gone) == EXPECTED["fashion_resnet"] - 1
+    assert first not in spared[-1].gone

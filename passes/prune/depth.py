@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from onnx_compress.model.shapes import infer
-from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.branches import Branch, branches, without
-from onnx_compress.passes.prune.consumers import consumers
 from onnx_compress.passes.prune.plan import probe_samples
 from onnx_compress.passes.prune.shortlist import tries_for
 from onnx_compress.runtime.agreement import Reference
@@ -23,11 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from onnx_compress.model.document import Model
-    from onnx_compress.passes.prune.plan import Plan
     from onnx_compress.passes.prune.repairer import Repairer
+    from onnx_compress.passes.prune.speed import Milliseconds
     from onnx_compress.runtime.data import Data
 
-SHARES = (0.25, 0.5, 0.75)  # of the branches that meet the budget alone
+SHARES = (0.25, 0.5, 0.75, 1.0)  # of the branches that meet the budget alone
 LEAST = 1e-3  # of all that is measured: a branch that saves less is left
 
 
@@ -40,16 +38,19 @@ class Shallower:
     left: float
 
 
-def shallower(repairer: Repairer, held: Data, keep: float, exclude: str | None) -> list[Shallower]:
+def shallower(
+    repairer: Repairer, held: Data, measure: Milliseconds, keep: float, exclude: str | None
+) -> list[Shallower]:
     """The plan's model, and without one of its branches, two, three..., until at most `keep` is left or none can go.
 
     As many as the work allows are repaired on few samples; exclude: a regular expression on the names of nodes that stay.
     """
     job, plan = repairer.job, repairer.plan
-    savings, most = _savings(plan), len(branches(plan.model, plan.shapes))
+    most = len(branches(plan.model, plan.shapes))
     few = held.take(probe_samples(plan, most * (most + 1) // 2))
     reference = Reference(job.original, few, threads=job.clock.threads)
     each = math.ceil(most / tries_for(repairer.effort()))
+    layers = set(measure.tables)
     found = [Shallower(plan.model, (), 1.0)]
     while found[-1].left > keep:
         job.progress(len(found), most + 1, "taking branches out")
@@ -57,7 +58,7 @@ def shallower(repairer: Repairer, held: Data, keep: float, exclude: str | None) 
         base = reference.error(last.model)
         best: tuple[float, float, Branch, Model] | None = None
         for branch in branches(last.model, infer(last.model)):
-            saved = sum(savings.get(node, 0.0) for node in branch.nodes)
+            saved = last.left - float(measure.only(layers - branch.nodes).of({})) / plan.whole
             if saved < LEAST or (exclude and any(re.search(exclude, node) for node in branch.nodes)):
                 continue
             candidate = without(last.model, branch)
@@ -67,6 +68,7 @@ def shallower(repairer: Repairer, held: Data, keep: float, exclude: str | None) 
         if best is None:
             break
         _, saved, branch, candidate = best
+        layers -= branch.nodes
         gone = (*last.gone, branch)
         if len(gone) % each == 0:
             candidate = replace(repairer, plan=replace(plan, model=candidate, branches=gone)).quick([])
@@ -78,12 +80,3 @@ def depths(found: Sequence[Shallower]) -> list[Shallower]:
     """Those that lack SHARES of the branches of the last: units make up the rest."""
     picks = {round((len(found) - 1) * share) for share in SHARES} - {0}
     return [found[pick] for pick in sorted(picks)]
-
-
-def _savings(plan: Plan) -> dict[str, float]:
-    """For each layer by name the share of what is measured that goes with it."""
-    measure, found = plan.measure, {}
-    for reader in consumers(Surgery(plan.model), plan.shapes):
-        gone = {(reader.weight.name, reader.outer): reader.weight.shape[reader.outer]}
-        found[reader.name] = 1 - float(measure.of(gone)) / max(plan.whole, 1e-12)
-    return found

@@ -150,10 +150,11 @@ class Prune:
             model, units = self._to_tolerance(repairer)
             model, units = self._not_slower(job, model, units) if units else (model, units)
         elif held is not None and shared:
+            watch = Stopwatch(job, plan)
             if budget == "latency":
-                repairer = self._at_depth(repairer, held)
+                repairer, watch = self._at_depth(repairer, held, watch)
                 plan = repairer.plan
-            model, units, warning = self._best(repairer, held, budget)
+            model, units, warning = self._best(repairer, held, budget, watch)
             warnings += [warning] if warning else []
         else:
             units, warning = self._to_budget(job, plan, budget)
@@ -177,29 +178,30 @@ class Prune:
             unread=budget == "channels",
         )
 
-    def _at_depth(self, repairer: Repairer, held: Data) -> Repairer:
+    def _at_depth(self, repairer: Repairer, held: Data, watch: Stopwatch) -> tuple[Repairer, Stopwatch]:
         """With the plan of the model without some residual branches, where that meets the latency with less error."""
         job, plan, keep = repairer.job, repairer.plan, float(self.latency or 1.0)
         assert isinstance(plan.measure, Milliseconds)
-        found: list[tuple[float, float, Repairer]] = []
-        for depth in [None, *depths(shallower(repairer, held, keep, self.exclude))]:
-            own = repairer
+        found: list[tuple[float, float, Repairer, Stopwatch]] = []
+        for depth in [None, *depths(shallower(repairer, held, plan.measure, keep, self.exclude))]:
+            own, timed = repairer, watch
             if depth is not None:
                 known = plan.measure.only({node.name for node in depth.model.proto.graph.node})
                 fresh = self._plan(replace(job, model=depth.model), repairer.fit, "latency", known)
                 fresh = replace(fresh, whole=plan.whole, branches=depth.gone)
                 own = replace(repairer, plan=with_sensitivity(job, fresh, held, repairer.repair))
-            watch = Stopwatch(job, own.plan)
-            numbers, _ = to_latency(watch, own.plan.choices, keep, keep)
-            found.append((max(watch.left(numbers) - keep - SLACK, 0.0), own.judge(numbers), own))
-        return min(found, key=lambda entry: entry[:2])[2]
+                timed = replace(watch, plan=own.plan, known={})
+            numbers, _ = to_latency(timed, own.plan.choices, keep, keep)
+            found.append((max(timed.left(numbers) - keep - SLACK, 0.0), own.judge(numbers), own, timed))
+        return min(found, key=lambda entry: entry[:2])[2:]
 
-    def _best(self, repairer: Repairer, held: Data, budget: str) -> tuple[Model, list[Unit], str]:
+    def _best(
+        self, repairer: Repairer, held: Data, budget: str, watch: Stopwatch
+    ) -> tuple[Model, list[Unit], str]:
         """Of several ways to meet the budget the one that is nearest to the original once it is refitted."""
         job, plan, reference = repairer.job, repairer.plan, repairer.reference
         assert reference is not None
         keep = aim = float(getattr(self, budget))
-        watch = Stopwatch(job, plan)
         first = to_budget(plan.choices, plan.left, keep)
         if budget == "latency":
             first, aim = to_latency(watch, plan.choices, keep, aim)

@@ -52,11 +52,9 @@ class Milliseconds:
     rest: Array
 
     def only(self, layers: Collection[str]) -> Milliseconds:
-        """Of a model that has none but these layers."""
+        """Of a model that has none but these layers, and as much of everything else for each."""
         tables = {name: table for name, table in self.tables.items() if name in layers}
-        part = len(tables) / max(len(self.tables), 1)
-        rest = np.interp(np.array(SHARES) * part, SHARES[::-1], self.rest[::-1])
-        return replace(self, tables=tables, rest=rest)
+        return replace(self, tables=tables, rest=self.rest * len(tables) / max(len(self.tables), 1))
 
     def of(self, gone: Gone) -> Any:
         """Milliseconds of the model."""
@@ -68,7 +66,7 @@ class Milliseconds:
                 1 - np.asarray(gone.get((reader.weight.name, axis), 0)) / reader.weight.shape[axis]
                 for axis in (reader.inner, reader.outer)
             )
-            total = total + bilinear(table, inner, outer) * (outer > 0)
+            total = total + bilinear(table, inner, outer)
             outputs = outputs + outer / len(self.tables)
         return total + np.interp(outputs, SHARES[::-1], self.rest[::-1])
 
