@@ -16,6 +16,7 @@ from onnx_compress.model.document import Model, check
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.prune import Prune
 from onnx_compress.passes.prune.branches import Branch, branches, without
 from onnx_compress.passes.prune.consumers import consumers
 from onnx_compress.passes.prune.depth import shallower
@@ -181,3 +182,12 @@ def test_branches_go_until_the_time_is_met() -> None:
     spared = shallower(repairer, held, clock, 0.0, min(first.nodes))
     assert len(spared[-1].gone) == EXPECTED["fashion_resnet"] - 1
     assert first not in spared[-1].gone
+
+
+def test_inspect_names_the_branches() -> None:
+    model = prepared("ResNet")
+    shapes = infer(model)
+    could = [
+        change.node for change in Prune().survey(model, shapes).changes if change.what == "remove branch"
+    ]
+    assert could == [branch.add for branch in branches(model, shapes)]

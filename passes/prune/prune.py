@@ -13,6 +13,7 @@ from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import at_price, chosen, even, evenly, prices, to_budget
+from onnx_compress.passes.prune.branches import branches
 from onnx_compress.passes.prune.criteria import DATA_FREE, Criterion
 from onnx_compress.passes.prune.cut import Repair  # noqa: TC001 - read as the type of an option
 from onnx_compress.passes.prune.depth import depths, shallower
@@ -102,13 +103,17 @@ class Prune:
         return self._once(job, budget)
 
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
-        """Every kind of unit some of which could go, and what pins the other weight axes."""
+        """Every kind of unit some of which could go, every residual branch, and what pins the other weight axes."""
         surgery = Surgery(model)
         units, pinned = Channels(surgery, dict(shapes)).units()
         owners = readers_of(surgery)
         possible = [
             Change(title(members[0], owners), "remove units", str(len(members)), "")
             for members in by_kind(units)
+        ]
+        possible += [
+            Change(branch.add, "remove branch", f"{len(branch.nodes)} nodes", "")
+            for branch in branches(model, shapes)
         ]
         skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
         return Result(model, possible, skips)
