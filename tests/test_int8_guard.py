@@ -13,7 +13,7 @@ import pytest
 from onnx_compress.contract import Job
 from onnx_compress.model.document import Model
 from onnx_compress.passes.int8 import Int8
-from onnx_compress.passes.int8.fallback import sensitivities
+from onnx_compress.passes.int8.fallback import hold, sensitivities
 from onnx_compress.passes.int8.guard import guard
 from onnx_compress.passes.int8.search import FEWEST, Search
 from onnx_compress.runtime.agreement import Reference
@@ -159,6 +159,11 @@ def test_layers_of_a_large_model_are_ranked_with_their_neighbours(monkeypatch: p
     assert len(asked) == 3
     assert list(together) == list(alone)
     assert len(set(together.values())) == 3
+    held = hold(quantizer, judge, judge, judge(quantizer.quantized()[0]) / 2, followers=True)
+    assert held is not None
+    whys = [why for why in held[1].left.values() if "tolerance" in why]
+    assert whys
+    assert all("with its neighbours" in why for why in whys)
 
 
 def test_a_look_takes_fewer_samples_of_a_model_that_runs_long() -> None:

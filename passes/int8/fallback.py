@@ -24,13 +24,17 @@ def sensitivities(quantizer: Quantizer, judge: Judge) -> dict[str, float]:
     """The output error of each layer when it alone is quantized; of a large model, with its neighbours, as their share."""
     found: dict[str, float] = {}
     layers = list(quantizer.layers)
-    parts = min(len(layers), max(1, int(LOADED / max(quantizer.model.nbytes, 1))))
-    for part in np.array_split(layers, parts):
+    for part in np.array_split(layers, _looks(quantizer)):
         some = [str(name) for name in part]
         error = judge(quantizer.quantized({other: "" for other in layers if other not in some})[0])
         found |= dict.fromkeys(some, error / len(some))
         quantizer.progress(len(found), len(layers), "int8: sensitivity")
     return found
+
+
+def _looks(quantizer: Quantizer) -> int:
+    """How many models rank the layers: one a layer, fewer where each is large."""
+    return min(len(quantizer.layers), max(1, int(LOADED / max(quantizer.model.nbytes, 1))))
 
 
 def hold(
@@ -43,9 +47,11 @@ def hold(
     """
     ranked = sorted((-error, name) for name, error in sensitivities(quantizer, quick).items())
 
+    alone = "alone" if _looks(quantizer) == len(ranked) else "with its neighbours, as its share,"
+
     def attempt(chosen: Sequence[tuple[float, str]]) -> tuple[Model, Placement, float]:
         keep = {
-            name: f"in float to keep within the tolerance: alone in int8 it adds an output error of {-error:.2g}"
+            name: f"in float to keep within the tolerance: {alone} in int8 it adds an output error of {-error:.2g}"
             for error, name in chosen
         }
         model, placement = quantizer.quantized(keep, followers=followers)
