@@ -141,7 +141,7 @@ def test_held_out_samples_are_those_of_the_seed(seed: int, monkeypatch: pytest.M
 
 def test_layers_of_a_large_model_are_ranked_with_their_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look loads the whole model: where that is dear, neighbours are looked at together, and none is left out."""
-    job = trained()
+    job = trained("fashion_resnet")
     assert job.data is not None
     judge = Reference(job.original, job.data.take(8)).error
     quantizer = Int8().quantizer(job.model, job.data.take(8), job)
@@ -151,13 +151,11 @@ def test_layers_of_a_large_model_are_ranked_with_their_neighbours(monkeypatch: p
         asked.append(model)
         return judge(model)
 
-    alone = sensitivities(quantizer, counted)
-    assert len(asked) == len(alone) == len(quantizer.layers)
-    asked.clear()
     monkeypatch.setattr("onnx_compress.passes.int8.fallback.LOADED", 3.5 * quantizer.model.nbytes)
     together = sensitivities(quantizer, counted)
     assert len(asked) == 3
-    assert list(together) == list(alone)
+    assert list(together) == quantizer.layers
+    assert len(together) > 6
     assert len(set(together.values())) == 3
     held = hold(quantizer, judge, judge, judge(quantizer.quantized()[0]) / 2, followers=True)
     assert held is not None
