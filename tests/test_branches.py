@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,34 @@ def test_inspect_names_the_branches() -> None:
         change.node for change in Prune().survey(model, shapes).changes if change.what == "remove branch"
     ]
     assert could == [branch.add for branch in branches(model, shapes)]
+
+
+DEEP = """g (float[N,4,12,12] x, float[16,4,3,3] w0, float[16,16,3,3] w1, float[16,16,3,3] w2, float[16,16,3,3] w3,
+    float[16,16,3,3] w4, float[4,16,1,1] w5) => (float[N,4,12,12] y) {
+    a = Conv<pads=[1,1,1,1]>(x, w0)
+    b = Conv<pads=[1,1,1,1]>(a, w1)
+    c = Relu(b)
+    d = Conv<pads=[1,1,1,1]>(c, w2)
+    e = Add(a, d)
+    f = Conv<pads=[1,1,1,1]>(e, w3)
+    h = Relu(f)
+    i = Conv<pads=[1,1,1,1]>(h, w4)
+    j = Add(e, i)
+    y = Conv(j, w5) }"""
+
+
+def test_a_latency_is_replayed() -> None:
+    """Whatever the clock said, its decisions give the same model again, and the branches that are reported are gone."""
+    model = Model.from_proto(parse(DEEP))
+    x = np.random.default_rng(0).normal(size=(64, 4, 12, 12)).astype(np.float32)
+    data = open_data([{"x": x}], input_specs(model), samples=64)
+    job = Job(model, model, data, 0, Clock(1, 0))
+    made = Prune(latency=0.5).apply(job)
+    check(made.model)
+    Session(made.model).run({"x": x[:2]})
+    gone = [change.node for change in made.changes if change.what == "branch"]
+    assert {node.name for node in made.model.proto.graph.node}.isdisjoint(gone)
+    decisions = [asdict(decision) for decision in made.decisions]
+    again = Prune(latency=0.5).apply(replace(job, clock=job.clock.successor(decisions)))
+    assert again.model.to_proto().SerializeToString() == made.model.to_proto().SerializeToString()
+    assert again.changes == made.changes
