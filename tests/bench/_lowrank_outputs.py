@@ -23,7 +23,7 @@ from onnx_compress.preflight import preflight
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data
 from onnx_compress.runtime.session import Session, input_specs
-from tests.bench.networks import resnet
+from tests.bench.resnet18 import digits
 from tests.bench.zoo import ASSETS, MODELS, subjects
 
 if TYPE_CHECKING:
@@ -58,18 +58,7 @@ def run(model: Any, x: Array) -> Array:
 def tensorly(words: argparse.Namespace) -> Rows:
     """Tucker-2 at half ranks by tensorly, and this pass at the same multiply-adds, on the same nets and inputs."""
     with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(1)
-        random = rng.standard_normal((640, 3, 64, 64)).astype(np.float32)
-        fashion = (
-            np.load(MODELS / "fashion_calib.npz")["input"],
-            np.load(MODELS / "fashion_eval.npz")["input"],
-        )
-        Model.from_proto(resnet(18, 64, 0)).save(f"{folder}/resnet18.onnx")
-        cases = [
-            ("resnet18, random weights", f"{folder}/resnet18.onnx", random[:512], random[512:]),
-            ("fashion_resnet", str(MODELS / "fashion_resnet.onnx"), *fashion),
-        ]
-        for name, path, fit, held in cases:
+        for name, path, fit, held in _beside_tensorly(words.resnet18):
             if words.only not in name:
                 continue
             argv = [words.tensorly, str(PEER), path, f"{folder}/peer.onnx"]
@@ -89,6 +78,7 @@ def tensorly(words: argparse.Namespace) -> Rows:
             expected = run(path, held)
             yield {
                 "net": name,
+                "samples": len(fit),
                 "macs": round(share, 3),
                 "tensorly": version,
                 "tensorly s": round(float(theirs), 1),
@@ -97,6 +87,15 @@ def tensorly(words: argparse.Namespace) -> Rows:
                 "svd macs": round(macs(f"{folder}/ours.onnx", fit[:1]) / before, 3),
                 "svd dB": round(sqnr(expected, run(f"{folder}/ours.onnx", held)), 2),
             }
+
+
+def _beside_tensorly(resnet18: str | None) -> Iterator[tuple[str, str, Array, Array]]:
+    """Nets with the inputs to fit on and to judge by."""
+    if resnet18:
+        images, _, held, _ = digits()
+        yield "resnet18 on digits", resnet18, images[:128], held
+    fit, held = (np.load(MODELS / f"fashion_{part}.npz")["input"] for part in ("calib", "eval"))
+    yield "fashion_resnet", str(MODELS / "fashion_resnet.onnx"), fit, held
 
 
 def batches(name: str, x: Array) -> list[dict[str, Array]]:

@@ -1,8 +1,8 @@
-"""What svd is to show: `python -m tests.bench lowrank [SECTION ...] [--only NET] [--tensorly PYTHON] [--vgg FILE] [--minilm FILE]`.
+"""What svd is to show: `python -m tests.bench lowrank [SECTION ...] [--only NET] [--tensorly PYTHON] [--resnet18 FILE] [--vgg FILE] [--minilm FILE]`.
 
 Sections: tensorly, plain, rank, budgets, interplay, minilm, vgg, faster, resnet50. Each row is written to `lowrank.json` as soon as it is
 measured, in place of an earlier one of the same net and recipe, and the table of all is `lowrank.md`. What is not there (the shared assets, an
-interpreter with tensorly, the net that `tests.bench vgg` trains, a package's MiniLM) is left out. Accuracies are on whole evaluation
+interpreter with tensorly, the nets that `tests.bench resnet18` and `vgg` train, a package's MiniLM) is left out. Accuracies are on whole evaluation
 sets, times of this machine.
 """
 
@@ -61,6 +61,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--tensorly", default=sys.executable, help="an interpreter that has tensorly and onnx"
     )
+    parser.add_argument("--resnet18", help="what `tests.bench resnet18` wrote")
     parser.add_argument("--vgg", help="what `tests.bench vgg` wrote")
     parser.add_argument("--minilm", help="a MiniLM with token ids in and hidden states out")
     parser.add_argument("--out", type=Path, default=HERE, help="the folder of lowrank.json and lowrank.md")
