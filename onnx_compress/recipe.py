@@ -110,7 +110,10 @@ def load_toml(path: str | os.PathLike[str]) -> Recipe:
         document = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # > of TOML, of UTF-8, or of a number of thousands of digits
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # > of TOML, of UTF-8, or of a number of thousands of digits
         raise UsageError(f"{path}: not TOML: {error}") from error
     tables = document.pop("pass", None)
     if document:
