@@ -1,4 +1,6 @@
-"""Every pass, alone and after any other, on the two smallest models of the zoo: valid, and within its tolerance."""
+"""Every pass, alone and after any other: valid, and within its tolerance. Here on the two smallest models of the zoo, each pair on one of
+them in turn; `pytest -m slow tests/test_pairs.py` runs all on all.
+"""
 
 from __future__ import annotations
 
@@ -44,13 +46,18 @@ def run(path: Path, spec: str) -> None:
 
 
 @pytest.mark.parametrize("path", SMALLEST, ids=lambda path: path.stem)
-@pytest.mark.parametrize("spec", SINGLE + PAIRS)
-def test_on_the_smallest(path: Path, spec: str) -> None:
+@pytest.mark.parametrize("spec", SINGLE)
+def test_alone_on_the_smallest(path: Path, spec: str) -> None:
+    run(path, spec)
+
+
+@pytest.mark.parametrize(("path", "spec"), list(zip(itertools.cycle(SMALLEST), PAIRS, strict=False)))
+def test_after_any_other_on_the_smallest(path: Path, spec: str) -> None:
     run(path, spec)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
-@pytest.mark.parametrize("spec", [*SINGLE, "prune,svd,int8", "prune,svd,cluster"])
+@pytest.mark.parametrize("spec", [*SINGLE, *PAIRS, "prune,svd,int8", "prune,svd,cluster"])
 def test_on_all(path: Path, spec: str) -> None:
     run(path, spec)
