@@ -228,7 +228,7 @@ def test_masks_have_the_counts_asked_for() -> None:
 
 
 def test_obs_beats_magnitude_on_a_trained_net() -> None:
-    path = MODELS / "fashion_mlp.onnx"
+    path = MODELS / "fashion_mobilenet.onnx"
     model = Model.load(path)
     unseen = open_data(MODELS / "fashion_eval.npz", input_specs(model), samples=128)
     errors = {}
