@@ -197,7 +197,9 @@ def test_a_graph_output_inside_keeps_its_name_and_type() -> None:
     feeds = {"x": RNG.normal(size=(2, 3, 8, 8)).astype(np.float32)}
     before, after = Session(model).run(feeds), Session(result.model).run(feeds)
     assert before.keys() == after.keys()
-    assert np.linalg.norm(before["r"] - after["r"]) < 0.02 * np.linalg.norm(before["r"])  # ranges may clip one
+    assert np.linalg.norm(before["r"] - after["r"]) < 0.02 * np.linalg.norm(
+        before["r"]
+    )  # ranges may clip one
 
 
 def test_what_runs_in_float_is_stored_in_int8() -> None:
