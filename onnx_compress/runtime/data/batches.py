@@ -115,7 +115,7 @@ class Data:
         if len(units) < 2:
             return self, self
         count = min(max(round(fraction * len(units)), 1), len(units) - 1)
-        position = ((np.arange(len(units)) + seed) * GOLDEN) % 1
+        position = ((np.arange(len(units)) + seed % 2**32) * GOLDEN) % 1
         held = np.zeros(len(units), bool)
         held[np.argsort(position, kind="stable")[:count]] = True
         kept = np.concatenate([unit for unit, out in zip(units, held, strict=True) if not out])
