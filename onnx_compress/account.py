@@ -1,69 +1,30 @@
-"""The account of a run: what was asked, what came of it, the seconds of each stage, and the report it ends with."""
+"""The account of a run: the report it ends with, once what came of it is proved."""
 
 from __future__ import annotations
 
-import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.errors import ThresholdError
+from onnx_compress.proof import blame
 from onnx_compress.report.build import DataUsed, Outcome, report
-from onnx_compress.request import Inputs
 from onnx_compress.runtime import machine
 from onnx_compress.stages import cost_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from onnx_compress.model.cost import Cost
     from onnx_compress.model.document import Model
     from onnx_compress.proof import Proof
-    from onnx_compress.request import Request, Words
+    from onnx_compress.run import Run
     from onnx_compress.stages import Stages
-
-    Progress = Callable[[int, int, str], None]
 
 QUANTIZED = {"DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv", "QLinearMatMul", "MatMulInteger"}
 
 
-class Watch:
-    """Seconds of each stage, and the progress that is told of them."""
-
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
-        self.seconds: dict[str, float] = {}
-        self._start = time.perf_counter()
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self._start
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Measures `stage`."""
-        self.progress(0, 1, stage)
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-@dataclass
-class Run:
-    """A run as far as it has come. inputs: its data, opened; stages: the model after each stage."""
-
-    request: Request
-    words: Words
-    watch: Watch
-    stages: Stages
-    inputs: Inputs = field(default_factory=Inputs)
-
-
 def close(run: Run, result: Model, proof: Proof) -> dict[str, Any]:
     """The report of `run`, which made `result`. Raises ThresholdError, with the report, where a limit is missed."""
-    from onnx_compress.proof import blame
-
     thresholds = proof.verification.thresholds(run.request.limits)
     missed = [threshold for threshold in thresholds if not threshold.met]
     # the costliest pass is looked for before the report closes: it takes time too

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from onnx_compress.account import Run, Watch, close
+from onnx_compress.account import close
 from onnx_compress.contract import silent
 from onnx_compress.errors import InputError
 from onnx_compress.model.document import Model, check
@@ -13,6 +13,7 @@ from onnx_compress.preflight import preflight
 from onnx_compress.proof import prove, sample
 from onnx_compress.report.build import Step
 from onnx_compress.request import Request, load_model, open_inputs, read_words
+from onnx_compress.run import Run, Watch
 from onnx_compress.runtime.inner import compare_inside
 from onnx_compress.runtime.session import input_specs
 from onnx_compress.stages import Stages, cost_of

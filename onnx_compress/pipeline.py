@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from onnx_compress.account import Run, Watch, close
+from onnx_compress.account import close
 from onnx_compress.contract import silent
 from onnx_compress.model import prepare as preparation
 from onnx_compress.model.document import Model, check
@@ -17,6 +17,7 @@ from onnx_compress.preflight import Preflight, preflight
 from onnx_compress.proof import Proof, agree, prove
 from onnx_compress.report.build import Step
 from onnx_compress.request import Request, Words, load_model, open_inputs, read_words
+from onnx_compress.run import Run, Watch
 from onnx_compress.runtime import machine
 from onnx_compress.stages import Line, Stages, cost_of, examine, run_passes, skip_all
 

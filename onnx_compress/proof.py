@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onnx_compress.account import Run
     from onnx_compress.model.document import Model
+    from onnx_compress.run import Run
     from onnx_compress.runtime.data import Data
     from onnx_compress.verify import Threshold
 

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from onnx_compress.model.shapes import Shape
-
     Array = NDArray[Any]
+    Shape = tuple[int | str | None, ...]
 
 SMALL = 64  # elements of a tensor that may hold sizes
 _NAMES = (
