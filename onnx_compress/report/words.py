@@ -174,7 +174,17 @@ def conditions(report: dict[str, Any]) -> list[str]:
 
 
 def options_text(step: dict[str, Any]) -> str:
-    """The options of one pass in a report."""
+    """The options of one pass in a report, as they would be typed; those that are not set are left out.
+
+    >>> options_text({"options": {"tolerance": 0.01, "macs": None, "data_aware": True}})
+    'tolerance=0.01:data_aware=true'
+    """
     given = step.get("options") or {}
-    text = given if isinstance(given, str) else ":".join(f"{key}={value}" for key, value in given.items())
-    return plain(text)
+    if isinstance(given, str):
+        return plain(given)
+    typed = (
+        f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+        for key, value in given.items()
+        if value is not None
+    )
+    return plain(":".join(typed))
