@@ -23,6 +23,7 @@ from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.lowrank import balanced, decompose, energy
 from onnx_compress.numerics.spatial import spatial_factors, spatial_product, spectrum
 from onnx_compress.passes.svd import Svd, worth
+from onnx_compress.passes.svd import plan as planning
 from onnx_compress.passes.svd.aim import plain_problem, relative_error, solve
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.factors import Factors
@@ -106,6 +107,46 @@ def test_predicted_error_is_the_measured_one() -> None:
         assert measured == pytest.approx(exact, rel=0.05, abs=1e-6)
         if option.form.method == "svd":
             assert option.error == pytest.approx(exact, rel=0.01, abs=1e-6)
+
+
+def test_the_outputs_alone_tell_the_best_factors_of_a_matrix() -> None:
+    """U of W G Wᵀ, the outputs' Gram matrix, is all that the best factors U and Uᵀ W need of the inputs: the same error, and foretold."""
+    model = conv((3, 3), 16, 8, group=2, pads=[1, 1, 1, 1])
+    x = np.random.default_rng(3).normal(size=(64, 16, 9, 9)).cumsum(2).astype(np.float32)
+    data = open_data([{"x": x}], input_specs(model))
+    y = run(model, x)
+    spread = float(((y - y.mean((0, 2, 3), keepdims=True)) ** 2).sum())
+    measured = []
+    for by_output in (False, True):
+        study = Study.of(job_of(model, data), exclude=None, data_aware=True)
+        study.fit = data  # all of it, so that the same samples can be run
+        study.observe(study.layers, by_output=by_output)
+        assert study.projected == ({"y"} if by_output else set())
+        (layer,) = study.layers
+        option = option_of(layer, study.problems["y"], Form("svd", 2))
+        measured.append(float(((run(study.build({"y": option}), x) - y) ** 2).sum()) / spread)
+        assert measured[-1] == pytest.approx(option.error, rel=0.01)
+    # the damping of one is in terms of inputs, of the other of outputs
+    assert measured[1] == pytest.approx(measured[0], rel=0.01)
+
+
+def test_a_quick_run_probes_and_refits_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds its budget all the same, and loses less than factors of the weights alone."""
+    model = net()
+    data = images(model)
+    for name in ("probe", "error"):
+        monkeypatch.setattr(Study, name, None)
+    monkeypatch.setattr(planning, "refit", None)
+    spec = f"svd:macs=0.5:{ALWAYS}:effort=quick"
+    quick, blind = (svd(words, model, data) for words in (spec, f"{spec}:data_aware=false"))
+    assert {change.what for change in quick.changes} == {"svd"}
+    errors = [output_error(model, result.model, data, threads=1) for result in (quick, blind)]
+    assert errors[0] < 0.7 * errors[1]
+    shapes = [infer(item, {"x": (1, 3, 8, 8)}) for item in (quick.model, model)]
+    left, whole = (cost(item, shape).macs for item, shape in zip((quick.model, model), shapes, strict=True))
+    assert left <= 0.5 * whole
+    with pytest.raises(UsageError, match="effort=quick is of method=svd alone"):
+        resolve(parse("svd:effort=quick:method=spatial"), [Svd])
 
 
 @pytest.mark.parametrize("name", ["fashion_mobilenet", "fashion_vit"])

@@ -212,7 +212,10 @@ FED = [
 
 @pytest.mark.parametrize("name", FED)
 def test_data_serves_every_form(name: str) -> None:
-    """At one rank the factors that know the inputs are closer to the layer's output than those that know the weights."""
+    """At one rank the factors that know the inputs are closer to the layer's output than those that know the weights.
+
+    So are those that know the outputs alone.
+    """
     model, shape = CASES[name]
     rng = np.random.default_rng(9)
     (spec,) = input_specs(model)
@@ -232,9 +235,9 @@ def test_data_serves_every_form(name: str) -> None:
     feeds = [feed.astype(np.float32) for feed in feeds]
     data = open_data([{spec.name: feed} for feed in feeds], [spec])
     errors = []
-    for given in (None, data):
-        result = svd("svd:rank=2:keep_if=always:method=svd", model, given)
+    for given, extra in ((None, ""), (data, ""), (data, ":effort=quick")):
+        result = svd(f"svd:rank=2:keep_if=always:method=svd{extra}", model, given)
         assert [change.what for change in result.changes] == ["svd"]
         pairs = [(run(model, feed), run(result.model, feed)) for feed in feeds[:8]]
         errors.append(sum(float(((found - wanted) ** 2).sum()) for wanted, found in pairs))
-    assert errors[1] < 0.9 * errors[0]
+    assert max(errors[1:]) < 0.9 * errors[0]

@@ -115,6 +115,25 @@ def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
     return Problem(layer.weight, centred(stat), stat.mean, mean_y, stat.count)
 
 
+def output_problem(layer: Layer, stat: GramStat) -> Problem:
+    """To keep the layer's own output, described by `stat`: of the rank-r projections of it that which loses least.
+
+    Input and weight need not be known: W G Wᵀ, whose eigenvectors U are those of the best factors U and Uᵀ W, is the Gram matrix of
+    the output. `behind` makes factors of W of the projection's.
+    """
+    whole = np.broadcast_to(np.eye(layer.weight.shape[1]), stat.gram.shape)
+    if not layer.shifts:
+        return Problem(whole, stat.gram, count=stat.count)
+    mean = stat.mean - layer.bias.reshape(stat.mean.shape)
+    return Problem(whole, centred(stat), mean, mean, stat.count)
+
+
+def behind(projection: Factors, weight: Array) -> Factors:
+    """The factors of `projection` times `weight` (groups, N / groups, K)."""
+    first, second = projection.parts
+    return replace(projection, parts=(np.matmul(first, weight), second))
+
+
 def solve(
     problem: Problem, layer: Layer, form: Form, start: Factors | None = None, sweeps: int = 2
 ) -> Factors:

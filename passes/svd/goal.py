@@ -22,6 +22,7 @@ class Goal:
     macs: float | None = None
     params: float | None = None
     vbmf: bool = False
+    quick: bool = False
 
     @property
     def bounded(self) -> bool:

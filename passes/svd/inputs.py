@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+WIDEST = 5000  # inputs of a layer up to which their Gram matrix is worth its time
 UNSEEN = 0.5  # of one look-up: what each row of a table counts for beside those seen
 
 
@@ -43,6 +45,20 @@ def _stacked(node: gs.Node, shapes: Mapping[str, Shape]) -> LayerInput | str:
         return "the shape of its input is not known"
     axis = -2 if is_left(node) else -1
     return LayerInput(source.name, "matmul", channel_axis=axis, output_axis=axis, sample_axis=0)
+
+
+def output_of(layer: Layer, given: LayerInput) -> LayerInput | None:
+    """The layer's output, read as columns of what it gives at each position; None where its input tells as much for less.
+
+    given: how it reads its input.
+    """
+    groups, n, k = layer.weight.shape
+    if not layer.aims or n > min(k, WIDEST // groups):
+        return None
+    if not layer.kernel:
+        return replace(given, tensor=layer.output, channel_axis=given.output_axis)
+    ones = (1,) * len(layer.kernel)
+    return LayerInput(layer.output, "conv", ones, ones, (0,) * (2 * len(ones)), ones, groups)
 
 
 def looked_up(layer: Layer, counts: HistogramStat) -> Problem:

@@ -45,7 +45,8 @@ class Planner:
             return self._each(usable)
         if study.held is None and goal.bounded:
             return self._by_weights(usable)
-        study.probe(usable, HOPELESS * goal.bound if goal.bounded else math.inf, goal.by)
+        if not goal.quick:
+            study.probe(usable, HOPELESS * goal.bound if goal.bounded else math.inf, goal.by)
         share = ShareOut([self._rows(layer) for layer in usable])
         if goal.bounded:
             plan = self._largest_saving(usable, share)
@@ -60,10 +61,12 @@ class Planner:
         return self._within_budget(usable, share)
 
     def fit(self, plan: dict[str, Option]) -> dict[str, Factors]:
-        """The factors of `plan` and the weights refitted around them."""
+        """The factors of `plan` and the weights refitted around them; quick: the factors as they are."""
         if not plan:
             return {}
         study = self.study
+        if self.goal.quick:
+            return {output: study.factors(output, item) for output, item in plan.items()}
         key = frozenset((output, item.form) for output, item in plan.items())
         if key not in study.refits:
             study.refits[key] = refit(
@@ -155,12 +158,13 @@ class Planner:
         plan = self._search(layers, share, allowed)
         if not plan or study.fit is None:
             return plan
-        plain = study.error(study.build(plan))
-        refitted = study.error(apply_factors(study.job.model, self.fit(plan)))
-        if refitted <= 0.8 * plain:
-            bolder = self._search(layers, share, 0.9 * allowed * plain / refitted)
-            if study.error(apply_factors(study.job.model, self.fit(bolder))) <= allowed:
-                plan = bolder
+        if not self.goal.quick:
+            plain = study.error(study.build(plan))
+            refitted = study.error(apply_factors(study.job.model, self.fit(plan)))
+            if refitted <= 0.8 * plain:
+                bolder = self._search(layers, share, 0.9 * allowed * plain / refitted)
+                if study.error(apply_factors(study.job.model, self.fit(bolder))) <= allowed:
+                    plan = bolder
         faster = fastest_forms(study, self.goal, {layer.output: layer for layer in layers}, plan)
         if faster != plan and study.error(apply_factors(study.job.model, self.fit(faster))) <= allowed:
             return faster

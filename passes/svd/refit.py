@@ -16,8 +16,9 @@ from onnx_compress.passes.svd.aim import solve
 from onnx_compress.passes.svd.columns import aimed_problem, gather
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.forms import Form
+from onnx_compress.passes.svd.inputs import WIDEST
 from onnx_compress.passes.svd.layers import name_of
-from onnx_compress.passes.svd.study import WIDEST, first_shapes
+from onnx_compress.passes.svd.study import first_shapes
 from onnx_compress.runtime.columns import Target, Targets
 from onnx_compress.runtime.layers import layer_input
 from onnx_compress.runtime.walk import Walk

@@ -13,9 +13,9 @@ from onnx_compress.errors import InputError
 from onnx_compress.model.cost import cost
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.passes.svd.aim import Problem, plain_problem, solve, trial_sweeps
+from onnx_compress.passes.svd.aim import Problem, behind, output_problem, plain_problem, solve, trial_sweeps
 from onnx_compress.passes.svd.edits import apply_factors
-from onnx_compress.passes.svd.inputs import input_of, looked_up
+from onnx_compress.passes.svd.inputs import WIDEST, input_of, looked_up, output_of
 from onnx_compress.passes.svd.layers import Layer, find_layers, name_of
 from onnx_compress.passes.svd.ranks import Option, table
 from onnx_compress.runtime.agreement import Reference
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-WIDEST = 5000  # inputs of a layer up to which its Gram matrix is worth its time
 PROBE_WORK = (
     3e11,
     1e12,
@@ -63,7 +62,8 @@ class Study:
     of a few options;
     refits, the factors of whole plans;
     overheads, the share of its time that a layer factored by a method takes beyond its share of multiply-adds;
-    gains, the time that a form saves by a micro-model, in multiply-adds of the dense layer.
+    gains, the time that a form saves by a micro-model, in multiply-adds of the dense layer;
+    projected, the layers whose problem is posed on their outputs alone.
     """
 
     job: Job
@@ -81,6 +81,7 @@ class Study:
     overheads: dict[tuple[str, Method], float] = field(default_factory=dict)
     gains: dict[str, dict[Form, float]] = field(default_factory=dict)
     refits: dict[frozenset[tuple[str, Form]], dict[str, Factors]] = field(default_factory=dict)
+    projected: set[str] = field(default_factory=set)
     _factors: dict[tuple[str, Form], Factors] = field(default_factory=dict)
     _reference: Reference | None = None
     _prepared: str = ""
@@ -101,13 +102,18 @@ class Study:
         fit, held = (None, None) if data is None else data.split(HELD_OUT, job.seed)
         return cls(job, layers, skips, shapes, total.macs, total.params, data, fit, held)
 
-    def observe(self, layers: Sequence[Layer]) -> None:
-        """Poses the problem of each layer: the Gram matrices of their inputs, in one sweep."""
+    def observe(self, layers: Sequence[Layer], *, by_output: bool = False) -> None:
+        """Poses the problem of each layer: the Gram matrices of their inputs, in one sweep.
+
+        by_output: those of their outputs, where those are the smaller; enough for method svd, and all that is needed of K inputs.
+        """
         if self.fit is None:
             self.problems = {layer.output: plain_problem(layer, None) for layer in layers}
             return
         wanted = {
-            layer.output: layer for layer in layers if layer.weight.shape[2] <= WIDEST or layer.op == "Gather"
+            layer.output: layer
+            for layer in layers
+            if by_output or layer.weight.shape[2] <= WIDEST or layer.op == "Gather"
         }
         requests: dict[str, Request] = {}
         for node in Surgery(self.job.model).graph.nodes:
@@ -118,8 +124,13 @@ class Study:
                 requests[layer.output] = Histogram(layer.input, 2 * layer.weight.shape[2])
                 continue
             given = input_of(node, layer, self.shapes)
-            if not isinstance(given, str):
-                requests[layer.output] = Gram(given)
+            if isinstance(given, str):
+                continue
+            own = output_of(layer, given) if by_output else None
+            if own is not None:
+                self.projected.add(layer.output)
+            if own is not None or layer.weight.shape[2] <= WIDEST:
+                requests[layer.output] = Gram(own or given)
         found = observe(
             self.job.model, self.fit, requests.values(), threads=self.job.clock.threads, positions=POSITIONS
         )
@@ -131,6 +142,8 @@ class Study:
                 del found[request]  # with the centred matrix beside it, a layer would be held twice
             if isinstance(request, Histogram):
                 self.problems[layer.output] = looked_up(layer, stat)
+            elif layer.output in self.projected:
+                self.problems[layer.output] = output_problem(layer, stat)
             else:
                 self.problems[layer.output] = plain_problem(layer, stat)
 
@@ -192,7 +205,8 @@ class Study:
         key = (output, option.form)
         if key not in self._factors:
             layer = next(layer for layer in self.layers if layer.output == output)
-            self._factors[key] = solve(self.problem(output), layer, option.form, sweeps=trial_sweeps(layer))
+            made = solve(self.problem(output), layer, option.form, sweeps=trial_sweeps(layer))
+            self._factors[key] = behind(made, layer.weight) if output in self.projected else made
         return self._factors[key]
 
     def build(self, plan: Mapping[str, Option]) -> Model:

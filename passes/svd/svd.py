@@ -59,6 +59,11 @@ class Svd:
         "faster", "keep a factored layer only where it is measured so"
     )
     round_to: Literal["auto"] | int = option("auto", "ranks are multiples of this", low=1)
+    effort: Literal["full", "quick"] = option(
+        "full",
+        "quick: method svd from one look at each layer's outputs, no probes, no refits; "
+        "a large net in seconds",
+    )
     exclude: str | None = option(None, "leave nodes alone whose name matches this regular expression")
 
     def __post_init__(self) -> None:
@@ -71,6 +76,8 @@ class Svd:
             raise ValueError(f"{' and '.join(given)} exclude each other: give one budget")
         if not given and self.tolerance is None:
             raise ValueError("tolerance=none leaves no bound: give rank, energy, macs or params")
+        if self.effort == "quick" and self.method not in ("auto", "svd"):
+            raise ValueError(f"effort=quick is of method=svd alone: it cannot do {self.method}")
 
     def apply(self, job: Job) -> Result:
         """The job's model with every layer factored that this saves work in, within the budget."""
@@ -79,7 +86,7 @@ class Svd:
         skips = list(study.skips)
         methods = worthwhile(study, goal, skips)
         layers = [layer for layer in study.layers if layer.output in methods]
-        study.observe(layers)
+        study.observe(layers, by_output=goal.quick)
         study.tabulate(layers, methods, goal.multiple, by=goal.by, only=self.rank)
         planner = Planner(study, goal, skips)
         plan = planner.plan(layers)
@@ -122,10 +129,13 @@ class Svd:
             macs=self.macs,
             params=self.params,
             vbmf=self.rank_rule == "vbmf",
+            quick=self.effort == "quick",
         )
 
     @property
     def _methods(self) -> tuple[Method, ...]:
+        if self.effort == "quick":
+            return ("svd",)
         return ("svd", "spatial", "tucker2", "cp") if self.method == "auto" else (self.method,)
 
     def _multiple(self, job: Job) -> int:
@@ -174,5 +184,7 @@ def _change(study: Study, layer: Layer, made: Factors, chosen: Option | None) ->
     else:  # a table
         left = f"{chosen.params / layer.params:.2f} of its weights"
     after = f"rank {chosen.form}, {left}"
+    if layer.output in study.projected:  # the table of method svd is exact
+        return Change(layer.node, made.method, before, after, chosen.error)
     error = relative_error(study.problems[layer.output], study.factors(layer.output, chosen))
     return Change(layer.node, made.method, before, after, error)
