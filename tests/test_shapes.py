@@ -154,3 +154,29 @@ def test_an_axis_that_no_symbol_moves_is_static() -> None:
     shape = infer(Model.from_proto(model))["y"]
     assert shape[1] == 6
     assert not any(isinstance(shape[axis], int) for axis in (0, 2))
+
+
+def test_a_model_of_one_height_keeps_its_channels() -> None:
+    """Fifty rows are pooled to one, to stand beside a row that onnx alone cannot follow through the cast: 64 rows fit,
+    and 80, but not 192.
+    """
+    shapes = infer(
+        model("""
+        <ir_version: 8, opset_import: ["" : 18]>
+        g (float[N,3,H,W] x) => (y)
+        <int32[1] minus = {-1}, int32[1] one = {1}, int64[1] zero = {0}, int64[1] three = {3}, int64[1] two = {2}, int64[1] last = {1}>
+        {
+            size = Shape(x)
+            short = Cast<to = 6>(size)
+            batch = Gather(short, zero)
+            width = Gather(short, three)
+            sizes = Concat<axis = 0>(batch, minus, one, width)
+            long = Cast<to = 7>(sizes)
+            first = Slice(x, zero, last, two)
+            line = Reshape(first, long)
+            pooled = AveragePool<kernel_shape = [50, 1], strides = [50, 1]>(x)
+            c = Concat<axis = 1>(line, pooled)
+            y = Relu(c)
+        }""")
+    )
+    assert shapes["y"][:3] == ("N", 6, 1)

@@ -49,14 +49,34 @@ def _settled(model: Model, found: dict[str, Shape]) -> dict[str, Shape]:
     if not named or not axes - named | (axes & {None}):
         return found
     symbols = dict(zip(sorted(filter(None, named)), _TRIAL_SIZES, strict=False))
-    found = _agreed(found, [_trial(model, inputs, symbols, run) for run in (0, 1)], symbols)
+    found = _tried(model, found, inputs, symbols)
     if len(symbols) > 1:  # where different names must have the same size, inference stops at different ones
-        found = _agreed(found, [_trial(model, inputs, {}, run) for run in (0, 1)], {})
+        found = _tried(model, found, inputs, {})
     return found
 
 
 # multiples of 32, by which detectors stride, below what most position tables hold, with no pattern in their differences
 _TRIAL_SIZES = ((64, 192), (96, 416), (128, 288), (160, 352), (224, 448), (320, 480))
+
+
+def _tried(
+    model: Model,
+    found: dict[str, Shape],
+    inputs: Mapping[str, Shape | None],
+    symbols: Mapping[str, tuple[int, int]],
+) -> dict[str, Shape]:
+    """`found`, with what two sizes of every symbol tell; of tensors that the second sizes make impossible, what nearer ones tell.
+
+    A recognizer takes lines of about one height: at another, what it concatenates no longer fits together.
+    """
+    first, second = (_trial(model, inputs, symbols, run) for run in (0, 1))
+    found = _agreed(found, [first, second], symbols)
+    lost = first.keys() - second.keys()
+    if not lost:
+        return found
+    near = {name: (low, low * 5 // 4) for name, (low, _) in {"": _TRIAL_SIZES[0], **symbols}.items()}
+    left = {name: first[name] for name in lost}
+    return _agreed(found, [left, _trial(model, inputs, near, 1)], near)
 
 
 def _trial(
