@@ -241,7 +241,9 @@ def test_output_error_is_the_tail_of_the_spectrum(seed: int, shape: tuple[int, i
         assert b.shape == (rank, shape[1])
         error = mean_square((weight - a @ b) @ x)
         assert error == pytest.approx(values[rank:].sum(), rel=1e-6, abs=1e-9 * values[0])
-        assert error == pytest.approx(parts.lost(gram_of(x))[rank:].sum(), rel=1e-6, abs=1e-9 * values[0])
+        assert error == pytest.approx(
+            parts.lost(weight @ gram_of(x))[rank:].sum(), rel=1e-6, abs=1e-9 * values[0]
+        )
         np.testing.assert_allclose(np.linalg.norm(a, axis=0), np.linalg.norm(b, axis=1))
 
 

@@ -79,9 +79,13 @@ def solve(
     prior = np.asarray(prior, np.float64)
     if factor is None:
         factor, _ = cholesky(gram, damping)
-    wanted = cross.T - prior @ gram
-    step: Array = scipy.linalg.cho_solve(factor, wanted.T).T
-    return prior + step
+    return prior + step(cross, prior @ gram, factor)
+
+
+def step(cross: Array, product: Array, factor: Factor) -> Array:
+    """W − W0 of `solve`: (Cᵀ − W0 G)(G + λI)⁻¹, W0 G = `product` (N, K)."""
+    found: Array = scipy.linalg.cho_solve(factor, (cross.T - product).T).T
+    return found
 
 
 def solve_with_bias(

@@ -33,13 +33,21 @@ class LowRank:
             raise ValueError(f"rank {rank} is not within 1..{len(self.energies)}")
         return self.first[:rank], self.second[:, :rank]
 
-    def lost(self, gram: Array | None) -> Array:
-        """What each component adds to the output energy by `gram`: Σ of those left out is the squared error, exactly.
+    def between(self, product: Array) -> Array:
+        """The energy of each channel between the two factors, by a Gram matrix G: product (N, K) is weight times G.
 
-        The columns of `second` are orthogonal, so this holds in any norm, not in that of the decomposition alone.
+        `first` is secondᵀ W, so first G firstᵀ takes no product with G.
         """
-        kept: Array = np.einsum("rk,rk->r", times(self.first, gram), self.first)
-        return np.maximum(kept, 0.0) * np.einsum("nr,nr->r", self.second, self.second)
+        kept: Array = np.einsum("rk,rk->r", self.second.T @ product, self.first)
+        return np.maximum(kept, 0.0)
+
+    def lost(self, product: Array) -> Array:
+        """What each component adds to the output energy by a Gram matrix: Σ of those left out is the squared error, exactly.
+
+        product (N, K): weight times that Gram matrix. The columns of `second` are orthogonal, so this holds in any norm, not in that
+        of the decomposition alone.
+        """
+        return self.between(product) * np.einsum("nr,nr->r", self.second, self.second)
 
 
 def decompose(weight: Array, gram: Array | None = None, product: Array | None = None) -> LowRank:
@@ -55,7 +63,7 @@ def decompose(weight: Array, gram: Array | None = None, product: Array | None = 
     basis, rows = None, weight
     if len(weight) > weight.shape[1]:
         basis, rows = np.linalg.qr(weight)
-        product = None
+        product = None if product is None else basis.T @ product
     energies, u = falling_eigh((times(rows, gram) if product is None else product) @ rows.T)
     return LowRank(energies, u.T @ rows, u if basis is None else basis @ u)
 
@@ -105,8 +113,12 @@ def even_scale(first: Array, second: Array, gram: Array | None = None) -> Array:
     Row i of `first` gives the middle tensor's channel i; its RMS (by `gram`, else the row's norm) becomes the norm of
     column i of `second`, so that neither factor nor the tensor between needs a wide 8-bit range.
     """
-    rows = np.einsum("rk,rk->r", times(first, gram), first)
-    left = np.sqrt(np.maximum(rows, 0.0))
+    return even_scale_of(np.einsum("rk,rk->r", times(first, gram), first), second)
+
+
+def even_scale_of(energies: Array, second: Array) -> Array:
+    """`even_scale`, of channels between the factors whose energies (r,) are known."""
+    left = np.sqrt(np.maximum(energies, 0.0))
     right = np.linalg.norm(second, axis=0)
     known = (left > 0) & (right > 0)
     scale: Array = np.sqrt(np.divide(right, left, out=np.ones_like(left), where=known))

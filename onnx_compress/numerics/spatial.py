@@ -113,8 +113,14 @@ class Alternation:
 
     def second(self, first: Array) -> Array:
         """The best second factor (N, r, kw) for a given first (r, a)."""
+        return self.second_and_product(first)[0].reshape(self.n, len(first), self.kw)
+
+    def second_and_product(self, first: Array) -> tuple[Array, Array]:
+        """The best second factor (N, r·kw) for a given first (r, a), and it times the Gram matrix of what `first` makes of the input."""
         right = np.einsum("naj,ra->nrj", self.target, first, optimize=True).reshape(self.n, -1)
-        return _solver(self.middle(first), self.ridge)(right.T).T.reshape(self.n, len(first), self.kw)
+        middle = self.middle(first)
+        second = _solver(middle, self.ridge)(right.T).T
+        return second, right - _ridge(middle, self.ridge) * second
 
     def lost(self, first: Array, second: Array) -> float:
         """The squared error with `second` (N, r, kw) the best for `first` (r, a), or that projected in its norm.
@@ -190,12 +196,16 @@ def _conjugate_gradients(
     return x
 
 
+def _ridge(matrix: Array, share: float) -> float:
+    return share * max(float(np.trace(matrix)) / len(matrix), np.finfo(float).tiny)
+
+
 def _solver(matrix: Array, share: float) -> Callable[[Array], Array]:
     """The function x -> matrix⁻¹ · x of a positive semi-definite matrix."""
     from scipy.linalg import cho_factor, cho_solve
 
-    ridge = share * max(float(np.trace(matrix)) / len(matrix), np.finfo(float).tiny)
-    damped = matrix + ridge * np.eye(len(matrix))
+    damped = matrix.copy()
+    damped[np.diag_indices(len(matrix))] += _ridge(matrix, share)
     try:
         factor = cho_factor(damped, check_finite=False)
     except np.linalg.LinAlgError:

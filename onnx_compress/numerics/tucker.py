@@ -82,9 +82,9 @@ def tucker_spectra(
 
 def _cut(problem: Alternation, first: Array, outer: int) -> tuple[Array, Array]:
     """The best core (outer, inner, T) and last (N, outer) for a given first (inner, C)."""
-    best = problem.second(first)
-    n, inner, taps = best.shape
-    parts = decompose(best.reshape(n, -1), problem.middle(first))
+    best, product = problem.second_and_product(first)
+    n, inner, taps = len(best), len(first), problem.kw
+    parts = decompose(best, product=product)
     rank = min(outer, len(parts.energies))
     rows, columns = parts.at(rank)
     core, last = np.zeros((outer, inner, taps)), np.zeros((n, outer))

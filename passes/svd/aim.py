@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.numerics.cp import cp_factors, largest_components
-from onnx_compress.numerics.lowrank import balanced, decompose, energy, even_scale, times
+from onnx_compress.numerics.lowrank import decompose, energy, even_scale, even_scale_of, times
 from onnx_compress.numerics.spatial import Alternation, spatial_factors, spectrum
 from onnx_compress.numerics.tucker import tucker_factors
 from onnx_compress.passes.svd.factors import Factors
@@ -41,7 +41,7 @@ class Problem:
 
     weight (groups, N / groups, K): the best dense one; grams (groups, K, K), or (groups, K) their diagonals, centred where the
     layer has a bias to rewrite; count: columns behind them; mean_x (groups, K) and mean_y (groups, N / groups): what the
-    bias must reconcile, None without one.
+    bias must reconcile, None without one. products: of the weight of a group with its Gram matrix, as far as it is known.
     """
 
     weight: Array
@@ -49,8 +49,9 @@ class Problem:
     mean_x: Array | None = None
     mean_y: Array | None = None
     count: int = 0
+    products: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
     _metrics: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
-    _products: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
+    _between: dict[int, Array] = field(default_factory=dict, compare=False, repr=False)
     alternations: dict[tuple[Method, int], Alternation] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -65,25 +66,41 @@ class Problem:
             return None
         if group in self._metrics:
             return self._metrics[group]
-        share = max(DAMPING, SHRINKAGE * scarcity(self.weight, self.count))
-        metric = damped(self.grams[group], share)
+        metric = damped(self.grams[group], self.share)
         if self.weight.shape[2] <= MIDDLING:  # wide ones are asked for seldom, and take gigabytes together
             self._metrics[group] = metric
         return metric
 
+    @property
+    def share(self) -> float:
+        """What is added to the diagonals of the Gram matrices, of their mean."""
+        return max(DAMPING, SHRINKAGE * scarcity(self.weight, self.count))
+
     def product(self, group: int) -> Array:
+        """The weight of one group times its Gram matrix."""
+        if group not in self.products:
+            self.products[group] = times(self.weight[group], self.gram(group))
+        return self.products[group]
+
+    def damped_product(self, group: int) -> Array:
         """The weight of one group times its metric."""
-        if group not in self._products:
-            self._products[group] = times(self.weight[group], self.metric(group))
-        return self._products[group]
+        if self.grams is None:
+            return self.weight[group]
+        product: Array = self.product(group) + damping(self.grams[group], self.share) * self.weight[group]
+        return product
 
     @cached_property
     def parts(self) -> list[LowRank]:
         """The low-rank decomposition of each group, good for every rank."""
         return [
-            decompose(weight, self.metric(group), self.product(group))
-            for group, weight in enumerate(self.weight)
+            decompose(weight, product=self.damped_product(group)) for group, weight in enumerate(self.weight)
         ]
+
+    def between(self, group: int) -> Array:
+        """The energy of each channel between the factors of `parts`."""
+        if group not in self._between:
+            self._between[group] = self.parts[group].between(self.product(group))
+        return self._between[group]
 
     def release(self) -> None:
         """Lets go what solving a wide layer needs: it can be made again, and of all layers it takes gigabytes together."""
@@ -94,7 +111,8 @@ class Problem:
     @cached_property
     def energy(self) -> float:
         """The energy of the layer's output."""
-        return max(self.lost(np.zeros_like(self.weight)), np.finfo(float).tiny)
+        whole = sum(float(np.vdot(self.product(group), part)) for group, part in enumerate(self.weight))
+        return max(whole, np.finfo(float).tiny)
 
     def lost(self, product: Array) -> float:
         """The squared error of the output with `product` (groups, N / groups, K) for the weight."""
@@ -169,7 +187,7 @@ def alternation(layer: Layer, problem: Problem, group: int, method: Method) -> A
     key = method, group
     if problem.grams is not None and key not in problem.alternations:
         filters = folded(layer, problem, group, method)
-        problem.alternations[key] = Alternation(filters, problem.metric(group), problem.product(group))
+        problem.alternations[key] = Alternation(filters, problem.metric(group), problem.damped_product(group))
     return problem.alternations.get(key)
 
 
@@ -193,7 +211,9 @@ def effort(layer: Layer, form: Form, sweeps: int) -> int:
 def _solve_svd(
     problem: Problem, _layer: Layer, form: Form, group: int, _start: list[Array] | None, _sweeps: int
 ) -> list[Array]:
-    return list(balanced(*problem.parts[group].at(form.rank), problem.gram(group)))
+    first, second = problem.parts[group].at(form.rank)
+    scale = even_scale_of(problem.between(group)[: form.rank], second)
+    return [first * scale[:, None], second / scale]
 
 
 def _solve_spatial(
@@ -234,7 +254,11 @@ def _solve_tucker(
     inner = even_scale(first, core.transpose(0, 2, 1).reshape(-1, form.inner), mean)
     first, core = first * inner[:, None], core / inner[:, None]
     rows = np.einsum("oit,ic->oct", core, first, optimize=True).reshape(form.rank, -1)
-    outer = even_scale(rows, last, gram)
+    if known is None:
+        outer = even_scale(rows, last, gram)
+    else:  # the columns of `last` are at right angles, and core the best for them: as for LowRank.between
+        target = known.target.reshape(len(last), -1)
+        outer = even_scale_of(np.einsum("rk,rk->r", last.T @ target, rows), last)
     return [first, core * outer[:, None, None], last / outer]
 
 
@@ -268,9 +292,14 @@ def centred(stat: GramStat) -> Array:
 
 def damped(gram: Array, share: float) -> Array:
     """`gram` with `share` of its mean diagonal added to the diagonal."""
-    least = np.finfo(float).tiny
     if gram.ndim == 1:
-        return gram + max(share * float(gram.mean()), least)
-    size = len(gram)
-    total: Array = gram + max(share * float(np.trace(gram)) / size, least) * np.eye(size)
+        return gram + damping(gram, share)
+    total: Array = gram.copy()
+    total[np.diag_indices(len(gram))] += damping(gram, share)
     return total
+
+
+def damping(gram: Array, share: float) -> float:
+    """`share` of the mean of the diagonal of `gram` (K, K), or of `gram` (K,)."""
+    mean = gram.mean() if gram.ndim == 1 else np.trace(gram) / len(gram)
+    return max(share * float(mean), np.finfo(float).tiny)

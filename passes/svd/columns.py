@@ -8,6 +8,7 @@ side is as good. So the target of such an element is the prediction itself, clip
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,9 +44,15 @@ class Gathered:
 
     def __post_init__(self) -> None:
         count = self.x.shape[1]
-        self.factors: dict[int, leastsquares.Factor] = {}
+        self.factors: dict[int, tuple[leastsquares.Factor, float]] = {}
+        self.products: dict[int, Array] = {}
         self.mean_x = self.x.mean(1, dtype=np.float64)
         self.gram = np.stack([(part.T @ part).astype(np.float64) / count for part in self.x])
+
+    @cached_property
+    def covariance(self) -> Array:
+        """The Gram matrix of the columns less their mean."""
+        return self.gram - self.mean_x[:, :, None] * self.mean_x[:, None, :]
 
     def targets(self, prediction: Array | None, clamp: Clamp) -> Array:
         """What the layer alone should give, given what it and the rest of the sum give now."""
@@ -72,18 +79,21 @@ def aimed_problem(layer: Layer, columns: Gathered, wanted: Array) -> Problem:
     mean_y = wanted.mean(1, dtype=np.float64)
     gram, means = columns.gram, (None, None)
     if layer.shifts:
-        gram = gram - columns.mean_x[:, :, None] * columns.mean_x[:, None, :]
+        gram = columns.covariance
         cross -= columns.mean_x[:, :, None] * mean_y[:, None, :]
         means = (columns.mean_x, mean_y - layer.bias.reshape(mean_y.shape))
     # few columns hold the weight closer to what it was
     ridge = RIDGE * max(1.0, 10 * scarcity(layer.weight, count))
-    weights = []
+    weights, products = [], {}
     for group, prior in enumerate(layer.weight):
         if group not in columns.factors:  # what is solved for changes from round to round, the columns do not
-            columns.factors[group] = leastsquares.cholesky(gram[group], ridge)[0]
-        factor = columns.factors[group]
-        weights.append(leastsquares.solve(gram[group], cross[group], prior, ridge, factor))
-    return Problem(np.stack(weights), gram, *means, count=count)
+            columns.factors[group] = leastsquares.cholesky(gram[group], ridge)
+            columns.products[group] = prior @ gram[group]
+        factor, level = columns.factors[group]
+        step = leastsquares.step(cross[group], columns.products[group], factor)
+        weights.append(prior + step)
+        products[group] = cross[group].T - level * step  # as step (G + λI) = Cᵀ − W0 G
+    return Problem(np.stack(weights), gram, *means, count, products)
 
 
 def gather(

@@ -91,7 +91,7 @@ def _svd_errors(_layer: Layer, problem: Problem, forms: Sequence[Form]) -> list[
     """The whitened spectrum's tails, exactly."""
     tails = np.zeros(len(forms))
     for group, parts in enumerate(problem.parts):
-        lost = parts.lost(problem.gram(group))
+        lost = parts.lost(problem.product(group))
         tails += [float(lost[form.rank :].sum()) for form in forms]
     return [float(tail) for tail in tails / problem.energy]
 
