@@ -67,13 +67,16 @@ class Command:
         assert process.stdin is not None
         assert process.stdout is not None
         with tempfile.TemporaryDirectory() as streams:
+            files = [Path(streams) / name for name in ("out", "err")]
+            for file in files:  # > it may be killed before it opens them
+                file.touch()
             ask = {"words": list(words), "folder": str(folder), "scratch": str(scratch)}
             process.stdin.write(
                 json.dumps({**ask, "streams": streams, "seconds": seconds, "stop": int(stop)}) + "\n"
             )
             process.stdin.flush()
             found = json.loads(process.stdout.readline())
-            out, err = ((Path(streams) / name).read_text(errors="replace") for name in ("out", "err"))
+            out, err = (file.read_text(errors="replace") for file in files)
         return Outcome(found["code"], out, err, found["seconds"], found["peak"])
 
     def end(self) -> None:
@@ -138,7 +141,7 @@ def _command(asked: dict[str, Any]) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(BaseException):
         for name, number in (("out", 1), ("err", 2)):
-            descriptor = os.open(Path(asked["streams"]) / name, os.O_CREAT | os.O_WRONLY, 0o600)
+            descriptor = os.open(Path(asked["streams"]) / name, os.O_WRONLY)
             os.dup2(descriptor, number)
             os.close(descriptor)
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
