@@ -214,6 +214,52 @@ def test_no_statistic_depends_on_the_batch_size(batch: int, positions: int | Non
     same(whole, parts)
 
 
+def test_batches_run_side_by_side_change_nothing(model: Model, data: Samples) -> None:
+    """They are taken in in order, each tensor by one thread at a time."""
+    requests = every_request(model)
+    alone = observe(model, data, requests, threads=1)
+    beside = observe(model, data, requests, threads=5)
+    for request, value in alone.items():
+        if not isinstance(request, Gram | Moments):  # > sums of float32, in other batches
+            for one, two in zip(value, beside[request], strict=True):
+                np.testing.assert_array_equal(one, two)
+    same(alone, beside)
+
+
+def test_a_gram_left_for_later_is_that_made_at_once(model: Model, data: Samples) -> None:
+    requests = every_request(model)
+    whole, later = (observe(model, data, requests, threads=2, later=wish) for wish in (False, True))
+    grams = [request for request in requests if isinstance(request, Gram)]
+    assert grams
+    assert not later.keys() & set(grams)
+    for request in grams:
+        np.testing.assert_array_equal(later.take(request).gram, whole[request].gram)
+        assert whole.take(request).count
+        assert request not in whole
+    assert not later.open
+
+
+def test_a_wide_gram_left_for_later_is_the_same_in_float32() -> None:
+    x = np.random.default_rng(0).standard_normal((40, 600)).astype(np.float32)
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"], "matmul")],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 600])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(np.ones((600, 1), np.float32), "w")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    model = Model.from_proto(proto)
+    request = Gram(layers(model)["matmul"])
+    found = observe(model, Samples({"x": x}), [request], later=True).take(request).gram
+    exact = observe(model, Samples({"x": x}), [request])[request].gram
+    assert (found.dtype, exact.dtype) == (np.float32, np.float64)
+    np.testing.assert_allclose(found, exact, rtol=1e-7, atol=1e-7)
+
+
 def test_a_small_budget_means_more_sweeps_and_the_same_answers(model: Model, data: Samples) -> None:
     requests = every_request(model)
     whole = observe(model, data, requests, threads=1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.linalg import cho_solve, lapack
+import scipy
 
 from onnx_compress.numerics.leastsquares import cholesky
 
@@ -46,10 +46,10 @@ def evidence(weight: Array, gram: Array, keep: Array, count: int, damping: float
     ratio = 1.0
     for _ in range(ROUNDS):
         factor, level = cholesky(own, damping + scarce * ratio)
-        step = cho_solve(factor, cross)
+        step = scipy.linalg.cho_solve(factor, cross)
         # with (G_SS + λI) s = c, the loss is what it was less s · (c + λ s), and tr (G_SS + λI)⁻¹ = ‖L⁻¹‖²
         residual = max(total - float(np.vdot(step, cross) + level * np.vdot(step, step)), 0.0)
-        root, _ = lapack.dtrtri(np.tril(factor[0]), lower=1, overwrite_c=1)
+        root, _ = scipy.linalg.lapack.dtrtri(np.tril(factor[0]), lower=1, overwrite_c=1)
         freedom = size - level * float(np.vdot(root, root))
         noise = residual * count / max(count - freedom, 1e-3 * count)
         before, ratio = ratio, min(noise / max(total - noise, 1e-30), 1.0) if noise < total else 1.0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Index = NDArray[np.intp]
 
+WIDE = 512  # inputs beyond which rounding's own arithmetic is in float32
 WIDEST = 8192  # inputs of a full Gram matrix at most
 PIECE = 4 * 2**20  # bytes of columns multiplied at once: what the caches hold
 ROWS = (
@@ -100,15 +101,18 @@ class Sums:
             self.blocks[index] += product
         self.pieces += 1
 
-    def close(self) -> GramStat:
-        """The statistic, in the order of a convolution's weight; the sums are let go, so that no layer is held twice."""
+    def close(self, wide: type[np.floating[Any]] = np.float64) -> GramStat:
+        """The statistic, in the order of a convolution's weight; the sums are let go, so that no layer is held twice.
+
+        wide: type of a full matrix beyond WIDE inputs.
+        """
         layer, count, blocks = self.layer, max(self.count, 1), self.blocks
         self.blocks = []
         mean = self._ordered(self.first) / count
         if self.plan.kind == "diagonal":
             gram = self._ordered(blocks[0]) / count
         elif self.plan.kind == "full":
-            gram = _finished(blocks.pop(), layer.taps, count)
+            gram = _finished(blocks.pop(), layer.taps, count, wide if self.plan.inputs > WIDE else np.float64)
         else:
             width = self.plan.width
             gram = np.zeros((layer.group, len(blocks), width, width))
@@ -144,14 +148,14 @@ def _products(x: Array) -> Array:
     return np.matmul(wide.swapaxes(-1, -2), wide)
 
 
-def _finished(block: Array, taps: int, count: int) -> Array:
-    """Symmetric matrices over `count` in float64, their order (tap, channel) turned to (channel, tap)."""
+def _finished(block: Array, taps: int, count: int, dtype: type[np.floating[Any]] = np.float64) -> Array:
+    """Symmetric matrices over `count` in `dtype`, their order (tap, channel) turned to (channel, tap)."""
     group, inputs = block.shape[:2]
     if inputs <= _MANY:  # > larger ones are symmetric: one triangle is the other's copy
         block = (block + block.swapaxes(1, 2)) / 2
     turned = block.reshape(group, taps, inputs // taps, taps, inputs // taps).transpose(0, 2, 1, 4, 3)
-    whole = np.empty(turned.shape)
-    np.divide(turned, count, out=whole)
+    whole = np.empty(turned.shape, dtype)
+    np.divide(turned, count, out=whole, casting="same_kind")
     return whole.reshape(group, inputs, inputs)
 
 
@@ -236,6 +240,16 @@ class LayerSums:
         self.sums.add(rows, sum(firsts))
         for cross, y in zip(self.crosses, ys, strict=True):
             cross.add(rows, y)
+
+    def close(self) -> GramStat:
+        """The layer's own statistic."""
+        self.flush()
+        return self.sums.close()
+
+    def rough(self) -> GramStat:
+        """As `close` gives it, but a wide matrix in float32."""
+        self.flush()
+        return self.sums.close(wide=np.float32)
 
     def _step(self, itemsize: int) -> int:
         """Columns multiplied at once."""

@@ -27,7 +27,7 @@ from onnx_compress.runtime.requests import (
     Request,
     ZeroFraction,
 )
-from onnx_compress.runtime.session import INLINE, Session
+from onnx_compress.runtime.runs import Runner, abreast, ahead, rows_of
 from onnx_compress.runtime.statistics import Statistic, Values, statistic
 
 if TYPE_CHECKING:
@@ -58,8 +58,6 @@ __all__ = [
     "workers",
 ]
 
-LIVE = 96 * 2**20  # bytes of observed tensors that one run may return: batches are cut to it
-
 
 class Batches(Protocol):
     """Anything that gives batches of feeds again and again, such as runtime.data.Data."""
@@ -79,6 +77,7 @@ def observe(
     batch: int = 32,
     threads: int = 0,
     positions: int | None = 256,
+    later: bool = False,
 ) -> Observed:
     """The statistics asked for, each over all samples of `data`, by request.
 
@@ -88,6 +87,7 @@ def observe(
     batch: samples in one run at most; fewer where the observed tensors are large. No answer depends on it.
     positions: output positions of each sample that a Gram matrix takes (None: all), evenly spread; where `data` says how
     many samples it has, more for fewer than 20 K columns in all, and fewer for more than 256 K (and 32,768).
+    later: Gram matrices are left for `Observed.take`, so that no two need be finished at once.
     Raises InputError where a tensor is not there to be observed, ValueError where a target does not fit its layer.
     """
     found = Observed()
@@ -99,18 +99,21 @@ def observe(
     feeds = next(iter(data.batches(1)), None)
     if feeds is None:
         raise InputError("there are no samples to observe the model on")
-    everything = _Runner(model, reference, wanted, threads)
+    everything = Runner(model, reference, wanted, 1)
     own, other = everything(feeds)
-    looked = _samples(feeds)
+    looked, samples = rows_of(feeds), getattr(data, "samples", None)
+    cores = threads or os.cpu_count() or 1
     with workers(threads) as pool:
         for part in _sweeps(_jobs(wanted), own, other, budget):
-            runner = everything if len(part) == len(wanted) else _Runner(model, reference, part, threads)
-            sweep = _Sweep(part, own, budget, positions, getattr(data, "samples", None))
+            runner = everything if len(part) == len(wanted) else Runner(model, reference, part, 1)
+            sweep = _Sweep(part, own, budget, positions, samples)
             live = [own[name].nbytes for name in runner.own] + [other[name].nbytes for name in runner.other]
-            size = max(1, min(batch, LIVE * looked // max(sum(live), 1)))
-            for feeds in data.batches(size):
-                sweep.update(*runner(feeds), _samples(feeds), pool)
-            sweep.finish(found)
+            number, size = abreast(sum(live) // looked, cores, batch, samples)
+            if cores // number > 1:
+                runner = Runner(model, reference, part, cores // number)
+            for feeds, values in ahead(runner, data.batches(size), pool, number):
+                sweep.update(*values, rows_of(feeds), pool)
+            sweep.finish(found, pool, later=later)
     return found
 
 
@@ -123,66 +126,6 @@ def workers(threads: int) -> Iterator[ThreadPoolExecutor]:
     """
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or os.cpu_count() or 1) as pool:
         yield pool
-
-
-class _Runner:
-    """Runs the model, and the reference where it is asked for, and returns the tensors that requests need."""
-
-    def __init__(
-        self, model: Model, reference: Model | None, requests: Sequence[Request], threads: int
-    ) -> None:
-        self.own = sorted({name for request in requests for name in _own(request)})
-        self.other = sorted({request.target for request in requests if isinstance(request, CrossGram)})
-        self.shared = reference is model
-        if self.shared:
-            names = sorted({*self.own, *self.other})
-            self._model, self._reference = _opened(model, names, threads), None
-        else:
-            self._model = _opened(model, self.own, threads)
-            self._reference = _opened(reference, self.other, threads) if reference and self.other else None
-
-    def __call__(self, feeds: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
-        """The model's and the reference's tensors for one batch."""
-        own = _run(self._model, feeds, sorted({*self.own, *self.other}) if self.shared else self.own)
-        if self.shared:
-            return own, own
-        return own, _run(self._reference, feeds, self.other) if self._reference else {}
-
-
-def _opened(model: Model, names: Sequence[str], threads: int) -> Session:
-    graph = model.proto.graph
-    inputs = {value.name for value in graph.input}
-    known = inputs | {name for node in graph.node for name in node.output}
-    for name in names:
-        if not name or name not in known:
-            raise InputError(f"tensor {name!r} is not in the model's main graph, so it cannot be observed")
-    wanted = [name for name in names if name not in inputs]
-    # > of a large model, copying its weights and every observed tensor to another layout and back costs more than that saves
-    return Session(model, threads=threads, outputs=wanted, trimmed=True, layout=model.nbytes <= INLINE)
-
-
-def _run(session: Session, feeds: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
-    made = [name for name in names if name not in feeds]
-    values = session.run(feeds, made) if made else {}
-    values.update((name, np.asarray(feeds[name])) for name in names if name in feeds)
-    for name, value in values.items():
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "fiub":
-            raise InputError(f"tensor {name!r} holds no numbers, so it cannot be observed")
-    return values
-
-
-def _own(request: Request) -> list[str]:
-    """The tensors of the model itself that a request reads."""
-    if isinstance(request, Gram):
-        return [request.layer.tensor]
-    if isinstance(request, CrossGram):
-        return [request.layer.tensor] + ([request.minus] if request.minus else [])
-    return [request.tensor]
-
-
-def _samples(feeds: Mapping[str, Array]) -> int:
-    """Samples in a batch: the size of the first axis of the first input that has one."""
-    return next((len(value) for value in feeds.values() if np.ndim(value)), 1)
 
 
 def _jobs(requests: Sequence[Request]) -> list[list[Request]]:
@@ -290,13 +233,20 @@ class _Sweep:
             bad = int(values.finite.size - np.count_nonzero(values.finite))
             self.nonfinite[tensor] = self.nonfinite.get(tensor, 0) + bad
 
-    def finish(self, found: Observed) -> None:
-        """Writes the answers down."""
-        for sums in self.layers.values():
-            sums.flush()
-        grams = {layer: sums.sums.close() for layer, sums in self.layers.items()}
+    def finish(self, found: Observed, pool: ThreadPoolExecutor, *, later: bool) -> None:
+        """Writes the answers down; later: but for Gram matrices that nothing else needs."""
+        crossed = {request.layer for request in self.crosses}
+        open_ones = {layer for layer in self.layers if later and layer not in crossed}
+        # > the widest first: what is left at the end is short
+        widest = sorted(
+            self.layers.keys() - open_ones, key=lambda layer: -self.layers[layer].sums.plan.inputs
+        )
+        stats = pool.map(lambda layer: self.layers[layer].close(), widest)
+        grams = dict(zip(widest, stats, strict=True))
         for request in self.requests:
-            if isinstance(request, Gram):
+            if isinstance(request, Gram) and request.layer in open_ones:
+                found.open[request] = self.layers[request.layer].rough
+            elif isinstance(request, Gram):
                 found[request] = grams[request.layer]
             elif isinstance(request, CrossGram):
                 found[request] = self.crosses[request].stat(grams[request.layer])

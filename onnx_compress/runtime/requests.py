@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -154,8 +154,18 @@ class CrossStat(GramStat):
 
 
 class Observed(dict[Request, Any]):
-    """Answers by request. nonfinite: how many NaN or infinite values each tensor held; they are in no statistic."""
+    """Answers by request. nonfinite: how many NaN or infinite values each tensor held; they are in no statistic.
+
+    open: Gram matrices that are finished by `take` alone.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.nonfinite: dict[str, int] = {}
+        self.open: dict[Request, Callable[[], GramStat]] = {}
+
+    def take(self, request: Gram) -> GramStat:
+        """The answer, held no longer. One that was left for later is in float32 where it is wide: in half the memory."""
+        close = self.open.pop(request, None)
+        found: GramStat = self.pop(request) if close is None else close()
+        return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +130,7 @@ class Quantizer:
             [*requests, *(Histogram(name) for name in known if counted), *(grams or [])],
             threads=self.threads,
             positions=POSITIONS,
+            later=True,
         )
         for name in known:
             low, high = found[Range(name)]
@@ -238,21 +238,24 @@ class Quantizer:
         scales, groups = self._scales(placement), placement.group
         done = 0
         for number, part in enumerate(parts):
+            layers: dict[LayerInput, list[str]] = {}
+            for name, unfolded in part:
+                layers.setdefault(unfolded, []).append(name)
             if number:
-                asked = [Gram(unfolded) for _, unfolded in part]
-                found = observe(self.model, self.data, asked, threads=self.threads, positions=POSITIONS)
+                asked = [Gram(unfolded) for unfolded in layers]
+                found = observe(
+                    self.model, self.data, asked, threads=self.threads, positions=POSITIONS, later=True
+                )
+
+            def work(unfolded: LayerInput, names: list[str], found: Observed = found) -> int:
+                stat = found.take(Gram(unfolded))  # > finished here, and gone when its layers are rounded
+                for name in names:
+                    self._round_layer(name, stat, scales[groups[self._source(name)]])
+                return len(names)
+
             with workers(self.threads) as pool:
-                waits = [
-                    pool.submit(self._round_layer, name, found[Gram(u)], scales[groups[self._source(name)]])
-                    for name, u in part
-                ]
-                left = Counter(u for _, u in part)
-                for (_, unfolded), wait in zip(part, waits, strict=True):
-                    wait.result()
-                    left[unfolded] -= 1
-                    if not left[unfolded]:
-                        del found[Gram(unfolded)]  # > before other layers' working memory is needed
-                    done += 1
+                for count in pool.map(work, layers, layers.values()):
+                    done += count
                     self.progress(done, len(self.layers), "int8: rounding")
 
     def _round_layer(self, name: str, stat: Any, source: Affine) -> None:
