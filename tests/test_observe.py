@@ -25,6 +25,7 @@ from onnx_compress.runtime.observe import (
     Request,
     ZeroFraction,
     observe,
+    workers,
 )
 from onnx_compress.runtime.session import Session
 from onnx_compress.runtime.unfold import unfold
@@ -233,7 +234,7 @@ def test_a_gram_left_for_later_is_that_made_at_once(model: Model, data: Samples)
     assert grams
     assert not later.keys() & set(grams)
     for request in grams:
-        np.testing.assert_array_equal(later.take(request).gram, whole[request].gram)
+        np.testing.assert_allclose(later.take(request).gram, whole[request].gram, rtol=1e-6)
         assert whole.take(request).count
         assert request not in whole
     assert not later.open
@@ -254,7 +255,8 @@ def test_a_wide_gram_left_for_later_is_the_same_in_float32() -> None:
     )
     model = Model.from_proto(proto)
     request = Gram(layers(model)["matmul"])
-    found = observe(model, Samples({"x": x}), [request], later=True).take(request).gram
+    with workers(1):  # > two threads of BLAS add up in another order
+        found = observe(model, Samples({"x": x}), [request], later=True).take(request).gram
     exact = observe(model, Samples({"x": x}), [request])[request].gram
     assert (found.dtype, exact.dtype) == (np.float32, np.float64)
     np.testing.assert_allclose(found, exact, rtol=1e-7, atol=1e-7)

@@ -165,7 +165,10 @@ class Observed(dict[Request, Any]):
         self.open: dict[Request, Callable[[], GramStat]] = {}
 
     def take(self, request: Gram) -> GramStat:
-        """The answer, held no longer. One that was left for later is in float32 where it is wide: in half the memory."""
+        """The answer, held no longer. One that was left for later is in float32 where it is wide: in half the memory.
+
+        To be called among `workers`, whose BLAS has one thread.
+        """
         close = self.open.pop(request, None)
         found: GramStat = self.pop(request) if close is None else close()
         return found
