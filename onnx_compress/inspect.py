@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
     from onnx_compress.contract import Pass
     from onnx_compress.model.cost import Cost
+    from onnx_compress.model.prepare import Prepared
     from onnx_compress.model.shapes import Shape
+    from onnx_compress.preflight import Preflight
     from onnx_compress.runtime.data import Data
     from onnx_compress.runtime.profile import Kernel
 
@@ -77,44 +79,54 @@ def inspect(
     progress(1, 3, "preflight")
     flight = preflight(loaded, input_shapes=input_shapes, data=opened)
     ready = prepare(loaded, flight.shapes)
-    progress(2, 3, "inspect")
     shapes = {**flight.shapes, **infer(ready.model)}
-    sizes = shapes_at(ready.model, flight.feeds) if flight.runs else shapes
-    total = cost(ready.model, sizes)
-    proto = loaded.proto
-    kernels = profile([ready.model], flight.feeds, runs=RUNS)[0] if flight.runs else []
-    found: dict[str, Any] = {
-        "schema": 1,
-        "model": os.fspath(model) if isinstance(model, str | os.PathLike) else "",
-        "bytes": loaded.nbytes,
-        "params": total.params,
-        "macs": total.macs,
-        "nodes": total.nodes,
-        "ir_version": proto.ir_version,
-        "opsets": {item.domain or "ai.onnx": item.version for item in proto.opset_import},
-        "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
-        "inputs": [
-            {"name": spec.name, "dtype": spec.dtype.name, "shape": list(spec.shape)}
-            for spec in input_specs(loaded)
-        ],
-        "outputs": [
-            {"name": value.name, "shape": list(shapes.get(value.name, ()))} for value in proto.graph.output
-        ],
-        "prepared": dict(Counter(edit.what for edit in ready.changes)),
-        "barriers": [{"node": left.node, "why": left.why} for left in ready.skips],
-        "quantized": any(node.op_type in QUANTIZED for node in proto.graph.node),
-        "ms": sum(kernel.ms for kernel in kernels) if kernels else None,
-        "layers": _layers(ready.model, total, sizes, kernels),
-        "units": groups(ready.model, shapes),
-        "passes": [_survey(kind, ready.model, shapes) for kind in known_passes()],
-        "warnings": list(flight.warnings),
-    }
+    progress(2, 3, "inspect")
+    named = os.fspath(model) if isinstance(model, str | os.PathLike) else ""
+    found = {"schema": 1, "model": named, **_described(loaded, shapes), **_looked_into(ready, flight, shapes)}
     if self_test and flight.runs:
         proof = prove(ready.model, shapes, flight.feeds, 0)
         found["self_test"] = {**asdict(proof), "sound": proof.sound}
     if asked is not None and flight.runs:
         found["sensitivity"] = _sensitivity(asked, ready.model, opened, input_shapes, progress)
     return found
+
+
+def _described(model: Model, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What the model says of itself."""
+    proto = model.proto
+    return {
+        "bytes": model.nbytes,
+        "ir_version": proto.ir_version,
+        "opsets": {item.domain or "ai.onnx": item.version for item in proto.opset_import},
+        "producer": f"{proto.producer_name} {proto.producer_version}".strip(),
+        "inputs": [
+            {"name": spec.name, "dtype": spec.dtype.name, "shape": list(spec.shape)}
+            for spec in input_specs(model)
+        ],
+        "outputs": [
+            {"name": value.name, "shape": list(shapes.get(value.name, ()))} for value in proto.graph.output
+        ],
+        "quantized": any(node.op_type in QUANTIZED for node in proto.graph.node),
+    }
+
+
+def _looked_into(ready: Prepared, flight: Preflight, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What the prepared model costs, its layers and units, and what passes could do with it."""
+    sizes = shapes_at(ready.model, flight.feeds) if flight.runs else shapes
+    total = cost(ready.model, sizes)
+    kernels = profile([ready.model], flight.feeds, runs=RUNS)[0] if flight.runs else []
+    return {
+        "params": total.params,
+        "macs": total.macs,
+        "nodes": total.nodes,
+        "prepared": dict(Counter(edit.what for edit in ready.changes)),
+        "barriers": [{"node": left.node, "why": left.why} for left in ready.skips],
+        "ms": sum(kernel.ms for kernel in kernels) if kernels else None,
+        "layers": _layers(ready.model, total, sizes, kernels),
+        "units": groups(ready.model, shapes),
+        "passes": [_survey(kind, ready.model, shapes) for kind in known_passes()],
+        "warnings": list(flight.warnings),
+    }
 
 
 def _sensitive(name: str) -> Any:

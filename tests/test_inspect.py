@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,16 @@ import pytest
 
 from onnx_compress.errors import InputError, UsageError
 from onnx_compress.inspect import inspect
+from onnx_compress.model.channels import Channels
+from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model
+from onnx_compress.model.groups import groups
+from onnx_compress.model.prepare import prepare
+from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes import known_passes
 
+MODELS = Path(__file__).parents[1] / "models"
 GRAPH = """
 <ir_version: 8, opset_import: ["": 17]>
 net (float[N, 3, 8, 8] x) => (float[N, 5] y)
@@ -107,3 +115,50 @@ def test_units_that_others_make_up_for_are_not_missed() -> None:
 def test_sensitivity_of_a_pass_that_measures_none_names_those_that_do() -> None:
     with pytest.raises(UsageError, match=r"passes that measure it: .*prune"):
         inspect(model(), sensitivity="absent")
+
+
+DEPTHWISE = """
+<ir_version: 8, opset_import: ["": 17]>
+net (float[N, 3, 8, 8] x) => (float[N, 5] y)
+{
+  h = Conv (x, w)
+  d = Conv <group = 4> (h, k)
+  p = GlobalAveragePool (d)
+  f = Flatten (p)
+  y = Gemm <transB = 1> (f, v)
+}
+"""
+
+
+def test_a_kind_names_the_nodes_that_make_carry_and_read_it() -> None:
+    """A depthwise convolution has weights of its own, but carries the channels of the one before."""
+    proto = onnx.parser.parse_model(DEPTHWISE)
+    for name, shape in (("w", (4, 3, 3, 3)), ("k", (4, 1, 3, 3)), ("v", (5, 4))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    for node in proto.graph.node:
+        node.name = f"make {node.output[0]}"
+    found = inspect(Model.from_proto(proto))["units"]
+    (kind,) = found["kinds"]
+    assert (kind["makes"], kind["carries"], kind["reads"]) == (["make h"], ["make d"], ["make y"])
+    sides = {(item["node"], item["side"]): item["why"] for item in found["pinned"]}
+    assert sides == {("make h", "inputs"): "a graph input", ("make y", "outputs"): "a graph output"}
+
+
+def test_parameters_of_a_unit_are_those_that_go_with_it() -> None:
+    """Residual width, heads, their width and the MLP's: of each kind of a transformer one unit is removed and what is left counted."""
+    whole = prepare(Model.load(MODELS / "fashion_vit.onnx")).model
+    shapes = infer(whole)
+    kinds = groups(whole, shapes)["kinds"]
+    assert {(kind["units"], kind["width"]) for kind in kinds} == {(128, 1), (512, 1), (4, 32), (32, 4)}
+    for kind in kinds[:7]:
+        surgery = Surgery(whole)
+        channels = Channels(surgery, dict(shapes))
+        places = {tuple(place[:-1].rsplit("[", 1)): count for place, count in kind["places"].items()}
+        unit = next(
+            unit
+            for unit in channels.units()[0]
+            if {(name, str(axis)): len(at) for (name, axis), at in unit.places.items()} == places
+        )
+        channels.remove([unit])
+        gone = cost(whole, shapes).params - cost(surgery.commit(), shapes).params
+        assert gone == kind["params"]

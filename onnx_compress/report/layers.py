@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnx_compress.report.text import render, short, skip_table, table
+from onnx_compress.model.groups import place_words
+from onnx_compress.report.text import render, short, table
 from onnx_compress.report.words import amount, milliseconds, number, plain, size
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+NAME = 38  # characters of a node's name
 
 
 def to_text(found: dict[str, Any], *, width: int = 100, color: bool = False) -> str:
@@ -37,10 +40,13 @@ def to_text(found: dict[str, Any], *, width: int = 100, color: bool = False) -> 
         parts += [title("layers"), _layers(found["layers"])]
     units = found["units"]
     if units["kinds"]:
-        parts += [title("channel units that can go whole"), _kinds(units["kinds"])]
+        parts += [
+            title("channel units that can go whole (width and parameters of one)"),
+            _kinds(units["kinds"]),
+        ]
     pinned = [item for item in units["pinned"] if item["why"] != "part of a kernel"]
     if pinned:
-        parts += [title("weight axes of which nothing can go"), _grouped("axis", pinned)]
+        parts += [title("channels that cannot go"), _pinned(pinned)]
     if found["barriers"]:
         parts += [title("not compressible"), _grouped("node", found["barriers"])]
     for item in found["passes"]:
@@ -54,6 +60,20 @@ def to_text(found: dict[str, Any], *, width: int = 100, color: bool = False) -> 
         ]
     parts += [Text(f"warning: {plain(line)}", style="yellow") for line in found["warnings"]]
     return render(parts, width=width, color=color)
+
+
+def brief(name: str, length: int = NAME) -> str:
+    """A name that is too long without what torch says twice, and of that the end.
+
+    >>> brief("/blocks/blocks.0/attention/attention.1/query/MatMul"), brief("/0/0.0/Conv")
+    ('/blocks.0/attention.1/query/MatMul', '/0/0.0/Conv')
+    """
+    if len(name) <= length:
+        return plain(name)
+    parts = name.split("/")
+    following = [*parts[1:], ""]
+    told = [part for part, after in zip(parts, following, strict=True) if not after.startswith(f"{part}.")]
+    return short("/".join(told), length)
 
 
 def _tested(result: dict[str, Any]) -> str:
@@ -72,7 +92,7 @@ def _sensitivity(result: dict[str, Any]) -> list[Any]:
     made = table("where", *(f"{100 * share:.0f} % gone" for share in shares), right=range(1, len(shares) + 1))
     for where in dict.fromkeys(row["where"] for row in result["rows"]):
         errors = {row["share"]: row["error"] for row in result["rows"] if row["where"] == where}
-        made.add_row(short(where, 60), *(number(errors.get(share), 3) for share in shares))
+        made.add_row(brief(where, 60), *(number(errors.get(share), 3) for share in shares))
     kind = " RANDOM" if result["random"] else ""
     return [made, Text(f"relative error of the worst output; {result['samples']}{kind} samples given")]
 
@@ -89,17 +109,28 @@ def _layers(layers: list[dict[str, Any]]) -> Table:
         shapes = (_shape(layer[key]) for key in ("input", "weight", "output"))
         costs = (amount(layer["params"]), amount(layer["macs"]), size(layer["bytes"]))
         time = "" if layer.get("ms") is None else number(layer["ms"], 3)
-        made.add_row(short(layer["name"]), plain(layer["op"]), *shapes, *costs, time)
+        made.add_row(brief(layer["name"], 28), plain(layer["op"]), *shapes, *costs, time)
     return made
 
 
 def _kinds(kinds: list[dict[str, Any]]) -> Table:
-    made = table("units", "weight axes (indices a unit)", right=(0,))
+    made = table("units", "width", "parameters", "made by", "read by", "through", right=(0, 1, 2, 5))
     for kind in kinds:
-        places = [f"{short(place)} ({count})" for place, count in kind["places"].items()]
-        more = f", and {len(places) - 4} more" if len(places) > 4 else ""
-        made.add_row(str(kind["units"]), ", ".join(places[:4]) + more)
+        sizes = (str(kind["units"]), str(kind["width"]), amount(kind["params"]))
+        made.add_row(*sizes, _some(kind["makes"]), _some(kind["reads"]), str(len(kind["carries"]) or ""))
     return made
+
+
+def _some(nodes: list[str]) -> str:
+    """The first two of these names, and how many more there are."""
+    more = f" and {len(nodes) - 2} more" if len(nodes) > 2 else ""
+    return ", ".join(brief(node) for node in nodes[:2]) + more or "-"
+
+
+def _pinned(items: list[dict[str, Any]]) -> Table:
+    """By the nodes rather than the weights, each once."""
+    seen = {place_words(item["axis"], item["node"], item["side"]): item["why"] for item in items}
+    return _grouped("at", [{"at": at, "why": why} for at, why in seen.items()])
 
 
 def _grouped(key: str, items: list[dict[str, Any]]) -> Table:
@@ -107,7 +138,17 @@ def _grouped(key: str, items: list[dict[str, Any]]) -> Table:
     for item in items:
         groups.setdefault(item["why"], []).append(item[key])
     ordered = sorted(groups.items(), key=lambda group: -len(group[1]))
-    return skip_table([("", why, nodes) for why, nodes in ordered])
+    made = table("count", "why", "which", right=(0,))
+    for why, nodes in ordered:
+        made.add_row(str(len(nodes)), plain(why), _first(nodes))
+    return made
+
+
+def _first(nodes: list[str]) -> str:
+    """The first three of these; what a pass names may be several nodes at once."""
+    between = "; " if any(", " in node for node in nodes) else ", "
+    shown = [", ".join(map(brief, node.split(", "))) for node in nodes[:3]]
+    return between.join([*shown, "..."] if len(nodes) > 3 else shown)
 
 
 def _pass(item: dict[str, Any]) -> list[Any]:
@@ -120,7 +161,6 @@ def _pass(item: dict[str, Any]) -> list[Any]:
         groups.setdefault(change["what"], []).append(change["node"])
     made = table("could", "count", "which", right=(1,))
     for what, nodes in groups.items():
-        shown = ", ".join(short(node) for node in nodes[:3]) + (", ..." if len(nodes) > 3 else "")
-        made.add_row(plain(what), str(len(nodes)), shown)
+        made.add_row(plain(what), str(len(nodes)), _first(nodes))
     parts: list[Any] = [made] if groups else [Text("could do nothing")]
     return [*parts, _grouped("node", item["skips"])] if item["skips"] else parts

@@ -15,6 +15,7 @@ from onnx_compress import contract
 from onnx_compress.contract import Change, Job, Skip
 from onnx_compress.model.channels import Channels
 from onnx_compress.model.cost import cost
+from onnx_compress.model.groups import holders
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import Choice, aligned, counts
@@ -101,7 +102,7 @@ def make_plan(
     surgery = Surgery(job.model)
     channels = Channels(surgery, shapes)
     units, pinned = channels.units()
-    skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
+    skips = [Skip(place, why) for place, why in holders(channels, pinned).items()]
     readers = consumers(surgery, shapes)
     if exclude is not None:
         units, excluded = _without(surgery, units, exclude)

@@ -11,6 +11,7 @@ import numpy as np
 from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels
+from onnx_compress.model.groups import holders
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune.allocate import at_price, chosen, even, evenly, prices, to_budget
 from onnx_compress.passes.prune.branches import branches
@@ -105,7 +106,8 @@ class Prune:
     def survey(self, model: Model, shapes: Mapping[str, Shape]) -> Result:
         """Every kind of unit some of which could go, every residual branch, and what pins the other weight axes."""
         surgery = Surgery(model)
-        units, pinned = Channels(surgery, dict(shapes)).units()
+        channels = Channels(surgery, dict(shapes))
+        units, pinned = channels.units()
         owners = readers_of(surgery)
         possible = [
             Change(title(members[0], owners), "remove units", str(len(members)), "")
@@ -115,7 +117,7 @@ class Prune:
             Change(branch.add, "remove branch", f"{len(branch.nodes)} nodes", "")
             for branch in branches(model, shapes)
         ]
-        skips = [Skip(place, why) for place, why in pinned.items() if why != "part of a kernel"]
+        skips = [Skip(place, why) for place, why in holders(channels, pinned).items()]
         return Result(model, possible, skips)
 
     def sensitivity(self, job: Job) -> list[dict[str, Any]]:
