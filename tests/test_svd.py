@@ -497,3 +497,16 @@ def test_a_walk_sees_what_a_run_sees() -> None:
         found = np.concatenate([held[name] for held in walk.batches])
         np.testing.assert_allclose(found, whole[name], rtol=1e-5, atol=1e-5)
     assert set(walk.batches[0]) == {"y"}
+
+
+def test_outputs_that_are_constant_allow_any_rank() -> None:
+    """A head that is cut off by its Relu: no rank adds any error, with or without a refit."""
+    model = net()
+    tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    model.set_array(tensors["w3"], np.full((10, 12), -1.0, np.float32))
+    model.proto.graph.node.append(helper.make_node("Relu", ["y"], ["z"], name="cut"))
+    model.proto.graph.output[0].name = "z"
+    result = Svd(tolerance=0.01, keep_if="always", round_to=1).apply(job_of(model, images(model)))
+    assert result.changes
+    session = Session(result.model, threads=1)
+    assert not session.run({"x": np.ones((1, 3, 8, 8), np.float32)})["z"].any()

@@ -161,8 +161,8 @@ class Planner:
         if not self.goal.quick:
             plain = study.error(study.build(plan))
             refitted = study.error(apply_factors(study.job.model, self.fit(plan)))
-            if refitted <= 0.8 * plain:
-                bolder = self._search(layers, share, 0.9 * allowed * plain / refitted)
+            if refitted < 0.8 * plain:  # > not <=: both are 0 where the outputs are constant
+                bolder = self._search(layers, share, 0.9 * allowed * plain / max(refitted, 1e-12))
                 if study.error(apply_factors(study.job.model, self.fit(bolder))) <= allowed:
                     plan = bolder
         faster = fastest_forms(study, self.goal, {layer.output: layer for layer in layers}, plan)
