@@ -103,13 +103,12 @@ class Alternation:
     def spectrum(self) -> tuple[Array, Array]:
         """What the function of this name returns."""
         flat = self.flat.reshape(self.n, self.a, self.kw).transpose(1, 0, 2).reshape(self.a, -1)
-        root, inverse = root_and_inverse(self.mean)
-        white = root @ flat
+        white, unwhitened = _whitened(self.mean, flat)
         if self.a <= flat.shape[1]:
             energies, u = falling_eigh(white @ white.T)
-            return energies, (inverse @ u).T
+            return energies, unwhitened(u).T
         u, s, _ = np.linalg.svd(white, full_matrices=False)
-        return s * s, (inverse @ u).T
+        return s * s, unwhitened(u).T
 
     def second(self, first: Array) -> Array:
         """The best second factor (N, r, kw) for a given first (r, a)."""
@@ -194,6 +193,18 @@ def _conjugate_gradients(
         slope, before = float(np.vdot(residual, fresh)), slope
         direction = fresh + (slope / before) * direction
     return x
+
+
+def _whitened(gram: Array, rows: Array) -> tuple[Array, Callable[[Array], Array]]:
+    """Lᵀ · `rows` (K, n) and the function x -> L⁻ᵀ · x, L Lᵀ = `gram` (K, K): by Cholesky where that is possible."""
+    from scipy.linalg import solve_triangular
+
+    try:
+        left = np.linalg.cholesky(gram)
+    except np.linalg.LinAlgError:
+        root, inverse = root_and_inverse(gram)
+        return root @ rows, lambda x: inverse @ x
+    return left.T @ rows, lambda x: solve_triangular(left, x, trans=1, lower=True, check_finite=False)
 
 
 def _ridge(matrix: Array, share: float) -> float:

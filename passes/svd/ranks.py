@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-ANCHORS = 4  # forms at which an estimated table is computed in full; between them it follows the estimate
+ANCHORS = 4  # forms (two of a wide layer) at which an estimated table is computed in full; between them it follows the estimate
 CP_SWEEPS = 4  # the same of cp, which starts further away
 CP_ANCHORS = 3  # whose errors fall smoothly with the rank
 STEPS = 4096  # of the budget in the share-out
@@ -193,8 +193,9 @@ def _corrected(
     if problem.grams is None:
         return [float(tail) for tail in tails / problem.energy]
     order = np.argsort(-tails, kind="stable")
-    count = ANCHORS if problem.weight.shape[2] <= MIDDLING else 2
-    picks = order[np.unique(np.linspace(0, len(forms) - 1, count).round().astype(int))]
+    # > of a wide layer not the ends: the largest form takes as long as all others, and says least of those in use
+    spread = np.linspace(0, 1, ANCHORS) if problem.weight.shape[2] <= MIDDLING else np.array([0.2, 0.7])
+    picks = order[np.unique((spread * (len(forms) - 1)).round().astype(int))]
     least = np.finfo(float).tiny
     ratios = [lost(forms[pick]) / max(tails[pick], 1e-12 * problem.energy, least) for pick in picks]
     places = np.empty(len(forms), int)

@@ -20,7 +20,7 @@ from onnx_compress.passes.svd.layers import Layer, find_layers, name_of
 from onnx_compress.passes.svd.ranks import Option, table
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.data.synthetic import random_data
-from onnx_compress.runtime.observe import Gram, Histogram, observe
+from onnx_compress.runtime.observe import Gram, Histogram, observe, workers
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ FEW, LEAST = (
     8,
     2,
 )  # samples from which each layer is probed at two shares only, and that it is probed on at least
+LIGHT = 4_000_000  # weights up to which a session for a probe takes less than its runs
 MINIMUM = 48  # samples that are used whatever the model's size
 DATA_WORK = 4e11  # multiply-adds of one run over all samples: of a larger model fewer samples are used
 HELD_OUT = 0.25  # of the data
@@ -156,12 +157,18 @@ class Study:
         by: str,
         only: int | None,
     ) -> None:
-        """The table of each layer, whose methods are given by its output."""
-        for number, layer in enumerate(layers):
-            self.job.progress(number, len(layers), "ranks")
-            self.tables[layer.output] = table(
-                layer, self.problem(layer.output), methods[layer.output], multiple, by=by, only=only
-            )
+        """The table of each layer, whose methods are given by its output; as many layers at a time as there are threads."""
+
+        def tabulated(layer: Layer) -> list[Option]:
+            problem = self.problems[layer.output]
+            options = table(layer, problem, methods[layer.output], multiple, by=by, only=only)
+            problem.release()
+            return options
+
+        with workers(self.job.clock.threads) as pool:
+            for number, (layer, options) in enumerate(zip(layers, pool.map(tabulated, layers), strict=True)):
+                self.job.progress(number, len(layers), "ranks")
+                self.tables[layer.output] = options
 
     def probe(self, layers: Sequence[Layer], enough: float = math.inf, by: str = "macs") -> None:
         """Measures how far an error of each layer's output moves the model's: each layer alone, at a few ranks.
@@ -173,7 +180,8 @@ class Study:
             return
         work = self.macs * max(len(layers), 1)
         affordable = PROBE_WORK[enough == math.inf] / max(work, 1)  # runs of one sample for each layer
-        shares = PROBES if affordable >= FEW * len(PROBES) else PROBES[1:3]
+        many = affordable >= FEW * len(PROBES) and self.params <= LIGHT
+        shares = PROBES if many else PROBES[1:3]
         held = self.held.take(min(max(int(affordable / len(shares)), LEAST), 128))
         reference = Reference(self.job.model, held, threads=self.job.clock.threads)
         for number, layer in enumerate(layers):
