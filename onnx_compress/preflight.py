@@ -13,7 +13,7 @@ from onnx_compress.errors import InputError, LimitError, UsageError
 from onnx_compress.model.document import check
 from onnx_compress.model.shapes import Shape, dtypes, infer
 from onnx_compress.runtime.data import random_data
-from onnx_compress.runtime.session import Session, input_specs
+from onnx_compress.runtime.session import INLINE, Session, input_specs
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -158,7 +158,8 @@ def _load(model: Model, threads: int) -> tuple[Session | None, str]:
     except InputError as error:
         return None, str(error)
     try:
-        return Session(model, threads=threads), ""
+        # > it runs twice: laying a large model's weights out in blocks takes longer than that
+        return Session(model, threads=threads, layout=model.nbytes <= INLINE), ""
     except InputError as error:
         if _NOT_RUNNABLE.search(str(error)) is None:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,17 +30,17 @@ class Codes:
     name: str = "uint8"
     symmetric: bool = False
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Of the integers."""
         return np.dtype(self.name)
 
-    @property
+    @cached_property
     def least(self) -> int:
         """The smallest of them."""
         return int(np.iinfo(self.dtype).min)
 
-    @property
+    @cached_property
     def steps(self) -> int:
         """Between the smallest and the largest of them."""
         return int(np.iinfo(self.dtype).max) - self.least
