@@ -1,171 +1,190 @@
-"""Streams of symbols, each with its own tables, coded together.
+"""Streams of symbols, coded together: those of a family by the same tables.
 
-Small weights so share what a coder costs to start and to end, and all of them the speed of many lanes. What is coded in contexts
-goes in passes: the first of all streams, then the second, each knowing what was decoded before it.
+Small weights so share what tables take, what a coder costs to start and to end, and the speed of many lanes. What is coded in contexts
+goes in passes: the first of all families, then the second, each knowing what was decoded before it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.archive import coders, huffman, lanes
-from onnx_compress.archive.contexts import Contexts
-from onnx_compress.archive.fields import Reader, Writer, damaged
-from onnx_compress.archive.tables import weights
+from onnx_compress.archive import coders, families, huffman, lanes
+from onnx_compress.archive.contexts import find_contexts
+from onnx_compress.archive.fields import Writer
+from onnx_compress.archive.tables import ABSENT, weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
 
-    from onnx_compress.archive.grids import Grid
+    from onnx_compress.archive.classes import Classes
 
     Array = NDArray[Any]
 
 BATCH_CODERS = ("lanes", "ans", "range", "huffman")  # as stored
 CHAIN = 16  # batches that share lanes, at most
 MOST_SYMBOLS = 1 << 24  # of a batch
-MOST_TABLES = 1 << 11  # of a batch
+MOST_FAMILIES = 64  # of a batch
 MOST_TAPPED = 1 << 22  # symbols of a batch with contexts, which take more memory
+CENTER = 128  # the commonest symbol of every stream
+Key = tuple[int, int, int]  # of a family: number, kinds of classes (0: contexts), taps (0: not in contexts)
 
 
 @dataclass(frozen=True)
 class Stream:
     """A stream as it is to be stored. head: small fields; body: its bytes where it is in no batch; size: bytes, about.
 
-    passes: what a batch codes, one behind the other: symbols and, for each, the number of its table among `levels`.
+    symbols: what a batch codes, tap by tap where it is in contexts; key: of its family; shape: (rows, channels).
     """
 
     way: str
     head: bytes
     body: bytes
     size: float
-    passes: tuple[tuple[Array, Array], ...] = ()
-    levels: Array | None = None
+    key: Key | None = None
+    symbols: Array | None = None
+    classes: tuple[Classes, ...] = ()
+    shape: tuple[int, int] = (0, 0)
 
     @property
-    def symbols(self) -> int:
-        """How many a batch codes."""
-        return sum(symbols.size for symbols, _ in self.passes)
+    def count(self) -> int:
+        """Symbols that a batch codes."""
+        return 0 if self.symbols is None else self.symbols.size
 
-    @property
-    def tables(self) -> int:
-        """How many a batch takes."""
-        return 0 if self.levels is None else len(self.levels)
+
+@dataclass(frozen=True)
+class _Coded:
+    """A family as a batch codes it. passes: symbols and, for each, the number of its table among `levels`."""
+
+    head: bytes
+    passes: list[tuple[Array, Array]]
+    levels: Array
+
+    def sizes(self, streams: list[Stream]) -> list[float]:
+        """Bytes of each stream by these tables."""
+        found = weights(self.levels)
+        bits = np.log2(np.maximum(found.sum(axis=1, keepdims=True), 1) / np.maximum(found, 1))
+        starts = np.cumsum([0, *(stream.count // len(self.passes) for stream in streams[:-1])])
+        total = np.zeros(len(streams))
+        for symbols, tables in self.passes:
+            total += np.add.reduceat(bits[tables, symbols], starts)
+        found_sizes: list[float] = (total / 8).tolist()
+        return found_sizes
+
+
+def _plain_family(streams: list[Stream], kinds: int) -> _Coded:
+    symbols = np.concatenate([stream.symbols for stream in streams if stream.symbols is not None])
+    cells = [np.concatenate([stream.classes[kind].cells() for stream in streams]) for kind in range(kinds)]
+    family, head, numbers = families.fit(symbols, cells)
+    return _Coded(head, [(symbols - np.uint8(family.low), numbers)], family.levels)
+
+
+def _family_in_contexts(streams: list[Stream]) -> _Coded:
+    by_tap = np.concatenate([stream.symbols for stream in streams if stream.symbols is not None], axis=1)
+    low = int(by_tap.min())
+    by_tap = by_tap - np.uint8(low)
+    contexts, tilts, numbers = find_contexts(by_tap, [stream.shape for stream in streams], CENTER - low)
+    kernels = Writer()
+    for part in contexts.parts:
+        part.write(kernels)
+    head = Writer()
+    head.number(low)
+    contexts.write(head)
+    tilts.write(head)
+    return _Coded(
+        bytes(kernels.buffer) + bytes(head.buffer), list(zip(by_tap, numbers, strict=True)), tilts.levels
+    )
 
 
 @dataclass
 class Batch:
-    """Streams to be coded together: those of `add` when packing, those that `read_stream` promised when unpacking."""
+    """Streams to be coded together."""
 
-    levels: list[Array] = field(default_factory=list)
-    passes: list[list[tuple[Array, Array]]] = field(default_factory=list)
-    promised: list[Promise] = field(default_factory=list)
-    size: float = 0.0
-    count: int = 0
-    tapped: int = 0
+    held: dict[Key, list[Stream]] = field(default_factory=dict)
 
     def add(self, stream: Stream) -> None:
         """Takes a planned stream in."""
-        if stream.levels is None:
-            return
-        first = np.uint16(len(self.levels))
-        for number, (symbols, tables) in enumerate(stream.passes):
-            if number == len(self.passes):
-                self.passes.append([])
-            self.passes[number].append((symbols, tables + first))
-        self.levels += list(stream.levels)
-        self.size += stream.size
+        if stream.key is not None:
+            self.held.setdefault(stream.key, []).append(stream)
+
+    @property
+    def size(self) -> float:
+        """Bytes, about."""
+        return sum(stream.size for streams in self.held.values() for stream in streams)
+
+    def fit(self, *, measure: bool = False) -> _Fitted:
+        """Finds the tables of all streams; measure: and what each stream will take by them."""
+        sizes: dict[int, float] = {}
+        head = Writer()
+        levels: list[Array] = []
+        passes: list[list[tuple[Array, Array]]] = []
+        for (_, kinds, taps), streams in sorted(self.held.items()):
+            coded = _family_in_contexts(streams) if taps else _plain_family(streams, kinds)
+            head.raw(coded.head)
+            first = np.uint16(len(levels))
+            for number, (symbols, tables) in enumerate(coded.passes):
+                if number == len(passes):
+                    passes.append([])
+                passes[number].append((symbols, tables + first))
+            levels += list(coded.levels)
+            if measure:
+                sizes |= {
+                    id(stream): size for stream, size in zip(streams, coded.sizes(streams), strict=True)
+                }
+        whole = [
+            (np.concatenate([symbols for symbols, _ in one]), np.concatenate([tables for _, tables in one]))
+            for one in passes
+        ]
+        return _Fitted(bytes(head.buffer), whole, levels, self.size, sizes)
+
+
+@dataclass
+class _Fitted:
+    """A batch whose tables are known. size: bytes, about; sizes: of each stream, by its id, where they were measured."""
+
+    head: bytes
+    passes: list[tuple[Array, Array]]
+    levels: list[Array]
+    size: float
+    sizes: dict[int, float]
+
+    def cut(self, count: int) -> bytes:
+        """The last `count` symbols, if the last pass has as many, which are then no longer to be coded."""
+        if not self.passes or not count:
+            return b""
+        symbols, tables = self.passes[-1]
+        kept = max(symbols.size - count, 0)
+        self.passes[-1] = symbols[:kept], tables[:kept]
+        return symbols[kept:].tobytes()
 
     def encode(self, coder: str, state: Array | None) -> tuple[bytes, bytes]:
         """The fields and the bytes of all streams; `state`, where lanes are used, becomes that in which decoding begins."""
         if not self.passes:
             return b"", b""
-        passes = [
-            (np.concatenate([symbols for symbols, _ in held]), np.concatenate([tables for _, tables in held]))
-            for held in self.passes
-        ]
-        way = "lanes" if state is not None else "ans" if coder == "auto" else coder
         head = Writer()
+        head.raw(self.head)
+        way = "lanes" if state is not None else "ans" if coder == "auto" else coder
         head.number(BATCH_CODERS.index(way))
         if state is not None:
-            frequencies = _frequencies(self.levels)
+            slots = frequencies(self.levels)
             pieces = []
-            for symbols, tables in reversed(passes):
-                piece, state[:] = lanes.encode(symbols, tables, frequencies, state)
+            for symbols, tables in reversed(self.passes):
+                piece, state[:] = lanes.encode(symbols, tables, slots, state)
                 pieces.append(piece)
             pieces.reverse()
         elif way == "huffman":
             count = huffman.lanes_for(self.size)
             head.number(count.bit_length())
             rows = [weights(row) for row in self.levels]
-            pieces = [huffman.encode(symbols, tables, rows, count) for symbols, tables in passes]
+            pieces = [huffman.encode(symbols, tables, rows, count) for symbols, tables in self.passes]
         else:
-            runs = [run for one in passes for run in _runs(*one)]
+            runs = [run for one in self.passes for run in _runs(*one)]
             pieces = [coders.encode(way, runs, self.levels)]
         for piece in pieces:
             head.number(len(piece))
         return bytes(head.buffer), b"".join(pieces)
-
-    def expect(self, levels: Array, promise: Promise) -> None:
-        """Takes note of a stream that will be decoded."""
-        self.count += promise.size
-        self.tapped += promise.size if isinstance(promise.finder, Contexts) else 0
-        if (
-            self.count > MOST_SYMBOLS
-            or self.tapped > MOST_TAPPED
-            or len(self.levels) + len(levels) > MOST_TABLES
-        ):
-            raise damaged("a batch is larger than any")
-        promise.first = len(self.levels)
-        self.promised.append(promise)
-        self.levels += list(levels)
-
-    def decode(self, head: Reader, body: Reader, state: Array | None) -> None:
-        """Decodes all streams that are expected. state: of the chain's lanes, where it has any."""
-        if not self.promised:
-            return
-        way = BATCH_CODERS[head.number(len(BATCH_CODERS) - 1)]
-        if way == "lanes" and state is None:
-            raise damaged("a batch has no lanes")
-        count = 1 << head.number(huffman.MOST.bit_length()) >> 1 if way == "huffman" else 1
-        if not count:
-            raise damaged("a batch has no lanes")
-        decode = self._decoder(way, head, body, state, count)
-        for number in range(max(promise.passes for promise in self.promised)):
-            held = [promise for promise in self.promised if promise.passes > number]
-            tables = np.concatenate([promise.tables(number) for promise in held])
-            symbols, at = decode(tables), 0
-            for promise in held:
-                end = at + promise.size // promise.passes
-                promise.take(symbols[at:end])
-                at = end
-
-    def _decoder(
-        self, way: str, head: Reader, body: Reader, state: Array | None, count: int
-    ) -> Callable[[Array], Array]:
-        """What gives the symbols of the next pass, for the tables of each."""
-        if way == "lanes":
-            assert state is not None
-            lookup = lanes.lookup(_frequencies(self.levels))
-            return lambda tables: lanes.decode(body.raw(head.number()), tables, lookup, state)
-        if way == "huffman":
-            rows = [weights(row) for row in self.levels]
-            return lambda tables: huffman.decode(body.raw(head.number()), tables.size, tables, rows, count)
-        decoder = coders.Decoder(way, body.raw(head.number()), self.levels)
-
-        def found(tables: Array) -> Array:
-            lengths = np.bincount(tables)
-            runs = [decoder.run(table, int(lengths[table])) for table in np.flatnonzero(lengths).tolist()]
-            symbols = np.empty(tables.size, np.uint8)
-            symbols[np.argsort(tables, kind="stable")] = np.concatenate(runs)
-            return symbols
-
-        return found
 
 
 def _runs(symbols: Array, tables: Array) -> list[tuple[int, Array]]:
@@ -176,47 +195,9 @@ def _runs(symbols: Array, tables: Array) -> list[tuple[int, Array]]:
     return [(table, piece) for table, piece in enumerate(pieces) if piece.size]
 
 
-class Promise:
-    """A stream whose symbols will be decoded, all at once or tap by tap. finder: what knows the tables."""
-
-    def __init__(self, finder: Grid | Contexts, rows: int, columns: int) -> None:
-        self.finder = finder
-        self.size = rows * columns
-        self.shape = rows, columns
-        self.passes = finder.taps if isinstance(finder, Contexts) else 1
-        self.first = 0
-        self.taken: list[Array] = []
-
-    @cached_property
-    def _before(self) -> tuple[Array, Array]:
-        """Magnitudes and values of the taps, as far as they are known."""
-        assert isinstance(self.finder, Contexts)
-        shape = self.finder.taps, self.finder.kernels
-        return np.zeros(shape, np.int32), np.zeros(shape, np.float32)
-
-    def tables(self, number: int) -> Array:
-        """The tables of the symbols of a pass."""
-        if not isinstance(self.finder, Contexts):
-            return self.finder.block_of(self.first)
-        return self.finder.numbers(number, *self._before) + np.uint16(self.first)
-
-    def take(self, symbols: Array) -> None:
-        """Takes the symbols of the next pass."""
-        if isinstance(self.finder, Contexts):
-            sizes, values = self._before
-            sizes[len(self.taken)] = self.finder.magnitudes[symbols]
-            values[len(self.taken)] = symbols.astype(np.float32) - np.float32(self.finder.center)
-        self.taken.append(symbols)
-
-    def matrix(self) -> Array:
-        """What was taken, in its place."""
-        if len(self.taken) == 1:
-            return self.taken[0].reshape(self.shape)
-        return np.stack(self.taken, axis=1).reshape(self.shape)
-
-
-def _frequencies(levels: list[Array]) -> Array:
-    found = np.zeros((len(levels), lanes.SYMBOLS), np.int64)
+def frequencies(levels: list[Array]) -> Array:
+    """What lanes take of tables: (tables, symbols)."""
+    found = np.full((len(levels), lanes.SYMBOLS), ABSENT, np.uint8)
     for row, level in zip(found, levels, strict=True):
-        row[: level.size] = weights(level)
-    return lanes.frequencies(found)
+        row[: level.size] = level
+    return lanes.frequencies(weights(found))

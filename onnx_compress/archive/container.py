@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MAGIC = b"\x89OCZ"
-VERSION = 3
+VERSION = 4
 _HEADER = struct.Struct("<4sHHQQQQII")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECK.size

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_compress.archive.classes import pack_classes, unpack_classes
 from onnx_compress.archive.fields import damaged
-from onnx_compress.archive.grids import pack_classes, unpack_classes
-from onnx_compress.archive.tilts import Tilts, fit_tilts, table_bits
+from onnx_compress.archive.tilts import Tilts, fit_tilts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from onnx_compress.archive.fields import Reader, Writer
@@ -39,8 +41,46 @@ _CHOICES = ((16, 1), (8, 1), (4, 1), (2, 1), (8, 4), (4, 4), (4, 8), (2, 8), (1,
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """What the magnitudes of one tensor's taps are like. rows, channels: classes; gains: (taps,) 64ths; mean: of the magnitude."""
+
+    rows: Array
+    channels: Array
+    gains: Array
+    mean: int
+
+    @property
+    def count(self) -> int:
+        """How many kernels."""
+        return int(self.rows.size * self.channels.size)
+
+    def plain(self) -> Array:
+        """What row and channel foretell of the magnitude, before the tap's gain: (kernels,)."""
+        found: Array = (_STEPS[self.rows][:, np.newaxis] * _STEPS[self.channels] * np.int32(self.mean)) >> 6
+        return found.reshape(-1)
+
+    def write(self, head: Writer) -> None:
+        """As `read` reads it."""
+        head.number(self.channels.size)
+        head.number(self.mean)
+        head.raw(pack_classes(self.rows, _CLASSES))
+        head.raw(pack_classes(self.channels, _CLASSES))
+        head.raw(self.gains.astype(np.uint8).tobytes())
+
+    @classmethod
+    def read(cls, head: Reader, rows: int, columns: int, taps: int) -> Kernels:
+        """What `write` wrote. Raises InputError where it cannot be."""
+        channels, mean = head.number(columns), head.number(1 << 12)
+        if channels * taps != columns:
+            raise damaged("kernels do not fill their rows")
+        classes = [unpack_classes(head, length, _CLASSES) for length in (rows, channels)]
+        gains = np.frombuffer(head.raw(taps), np.uint8).astype(np.int64)
+        return cls(classes[0], classes[1], gains, mean)
+
+
+@dataclass(frozen=True)
 class Contexts:
-    """How contexts are found. rows, channels: classes (rows,), (channels,); tap_gain: (taps,) 64ths; mean: of the magnitude.
+    """How contexts are found, for the kernels of many tensors one behind the other.
 
     weights: (4,) 64ths, of what the magnitude is foretold from; factors: (taps, taps) 64ths, of the value, or None; spreads,
     means: where the intervals begin.
@@ -48,24 +88,17 @@ class Contexts:
 
     symbols: int
     center: int
-    rows: Array
-    channels: Array
-    tap_gain: Array
-    mean: int
+    taps: int
+    parts: tuple[Kernels, ...]
     weights: Array
     factors: Array | None
     spreads: Array
     means: Array
 
-    @property
-    def taps(self) -> int:
-        """Taps of a kernel, which are also the passes."""
-        return int(self.tap_gain.size)
-
-    @property
+    @cached_property
     def kernels(self) -> int:
         """Symbols of a pass."""
-        return int(self.rows.size * self.channels.size)
+        return sum(part.count for part in self.parts)
 
     @property
     def blocks(self) -> int:
@@ -74,26 +107,40 @@ class Contexts:
 
     @cached_property
     def _plain(self) -> Array:
-        """What row and channel foretell of the magnitude, before the tap's gain: (kernels,)."""
-        found: Array = (_STEPS[self.rows][:, np.newaxis] * _STEPS[self.channels] * np.int32(self.mean)) >> 6
-        return found.reshape(-1)
+        return np.concatenate([part.plain() for part in self.parts])
+
+    @cached_property
+    def _gains(self) -> Array:
+        """(taps, kernels)."""
+        each = np.stack([part.gains for part in self.parts], axis=1).astype(np.int32)
+        return each.repeat([part.count for part in self.parts], axis=1)
 
     @cached_property
     def magnitudes(self) -> Array:
         """The magnitude of each symbol: (symbols,) int32."""
-        away = np.abs(np.arange(self.symbols, dtype=np.int32) - np.int32(self.center))
-        return 16 * away if self.symbols <= _FEW else np.floor(16 * np.log2(1 + away) + 0.5).astype(np.int32)
+        return magnitudes(self.symbols, self.center)
 
-    def features(self, tap: int, sizes: Array) -> list[Array]:
-        """What the magnitude of a tap is foretold from, given those of the taps, (taps, kernels), of which those before count."""
-        still = (self._plain * np.int32(self.tap_gain[tap])) >> 12
+    def features(self, tap: int, sizes: Array, step: int = 1) -> list[Array]:
+        """What the magnitude of a tap is foretold from, given those of the taps, (taps, kernels), of which those before count.
+
+        step: only of every so many kernels.
+        """
+        still = (self._plain[::step] * self._gains[tap, ::step]) >> 12
         if not tap:
             return [still, still, still, still]
         width = _width(self.taps)
-        mean = sizes[:tap].sum(axis=0, dtype=np.int32) // np.int32(tap)
-        left = sizes[tap - 1] if tap % width else mean
-        above = sizes[tap - width] if tap >= width else mean
+        before = sizes[:tap, ::step]
+        mean = before.sum(axis=0, dtype=np.int32) // np.int32(tap)
+        left = before[tap - 1] if tap % width else mean
+        above = before[tap - width] if tap >= width else mean
         return [still, mean, left, above]
+
+    def expected(self, tap: int, sizes: Array) -> Array:
+        """The magnitude of a tap that those before it foretell, coarsely."""
+        total = np.zeros(self.kernels, np.int32)
+        for weight, feature in zip(self.weights.tolist(), self.features(tap, sizes), strict=True):
+            total += np.int32(weight) * feature
+        return total >> _COARSE
 
     def foretold(self, tap: int, values: Array) -> Array:
         """The value of a tap by those before it, (taps, kernels), in eighths."""
@@ -104,21 +151,15 @@ class Contexts:
 
     def numbers(self, tap: int, sizes: Array, values: Array) -> Array:
         """Which table each symbol of a pass has: (kernels,) uint16."""
-        total = np.zeros(self.kernels, np.int32)
-        for weight, feature in zip(self.weights.tolist(), self.features(tap, sizes), strict=True):
-            total += np.int32(weight) * feature
-        found = _interval(self.spreads, total >> _COARSE)
+        found = _interval(self.spreads, self.expected(tap, sizes))
         if self.factors is not None:
             found = found * np.uint16(self.means.size + 1) + _interval(self.means, self.foretold(tap, values))
         return found
 
     def write(self, head: Writer) -> None:
-        """As `read` reads it."""
-        for number in (self.center, self.taps, self.channels.size, self.mean):
-            head.number(int(number))
-        head.raw(pack_classes(self.rows, _CLASSES))
-        head.raw(pack_classes(self.channels, _CLASSES))
-        head.raw(self.tap_gain.astype(np.uint8).tobytes())
+        """As `read` reads it; all but the kernels."""
+        head.number(self.symbols)
+        head.number(self.center)
         head.raw(self.weights.astype(np.int8).tobytes())
         head.number(int(self.factors is not None))
         if self.factors is not None:
@@ -129,15 +170,12 @@ class Contexts:
                 head.number(int(number))
 
     @classmethod
-    def read(cls, head: Reader, rows: int, columns: int, symbols: int) -> Contexts:
-        """What `write` wrote. Raises InputError where it cannot be."""
-        center, taps, channels = head.number(symbols - 1), head.number(MOST_TAPS), head.number(columns)
-        mean = head.number(1 << 12)
-        if not taps or channels * taps != columns:
-            raise damaged("kernels do not fill their rows")
-        row_class = unpack_classes(head, rows, _CLASSES)
-        channel_class = unpack_classes(head, channels, _CLASSES)
-        tap_gain = np.frombuffer(head.raw(taps), np.uint8).astype(np.int64)
+    def read(cls, head: Reader, parts: tuple[Kernels, ...], taps: int) -> Contexts:
+        """What `write` wrote, for these kernels. Raises InputError where it cannot be."""
+        symbols = head.number(256)
+        if symbols < 2:
+            raise damaged("a stream has no symbols")
+        center = head.number(symbols - 1)
         weights = np.frombuffer(head.raw(4), np.int8).astype(np.int64)
         factors = None
         if head.number(1):
@@ -151,9 +189,13 @@ class Contexts:
         ]
         if edges[1].size and factors is None:
             raise damaged("values are foretold from nothing")
-        return cls(
-            symbols, center, row_class, channel_class, tap_gain, mean, weights, factors, edges[0], edges[1]
-        )
+        return cls(symbols, center, taps, parts, weights, factors, edges[0], edges[1])
+
+
+def magnitudes(symbols: int, center: int) -> Array:
+    """The magnitude of each symbol: (symbols,) int32; of few its distance, of many that distance's logarithm."""
+    away = np.abs(np.arange(symbols, dtype=np.int32) - np.int32(center))
+    return 16 * away if symbols <= _FEW else np.floor(16 * np.log2(1 + away) + 0.5).astype(np.int32)
 
 
 def _width(taps: int) -> int:
@@ -162,27 +204,39 @@ def _width(taps: int) -> int:
     return root if root * root == taps else taps
 
 
-def find_contexts(matrix: Array, taps: int, symbols: int) -> tuple[Contexts, Tilts, list[Array], float]:
-    """Contexts of `matrix` (rows, channels · taps) uint8, their tables, the table of each symbol, pass by pass, and bits of all symbols."""
-    rows, columns = matrix.shape
-    by_tap = np.ascontiguousarray(matrix.reshape(-1, taps).T)
-    first = _means(by_tap, (rows, columns // taps), symbols)
-    sizes, values = first.magnitudes[by_tap], by_tap.astype(np.float32) - np.float32(first.center)
-    every = np.concatenate([np.stack(first.features(tap, sizes)) for tap in range(taps)], axis=1)
-    step = max(1, every.shape[1] >> 14)
-    weights = _least_squares(every[:, ::step], sizes.reshape(-1)[::step])
+def find_contexts(
+    by_tap: Array, shapes: Sequence[tuple[int, int]], center: int
+) -> tuple[Contexts, Tilts, list[Array]]:
+    """Contexts of `by_tap` (taps, kernels) uint8, their tables, and the table of each symbol, tap by tap.
+
+    shapes: (rows, channels) of each tensor, whose kernels stand one behind the other; center: the symbol of magnitude 0.
+    """
+    taps, symbols = len(by_tap), int(by_tap.max()) + 1
+    known = magnitudes(symbols, center)
+    sizes, values = known.take(by_tap), by_tap.astype(np.float32) - np.float32(center)
+    ends = np.cumsum([rows * channels for rows, channels in shapes])
+    parts = tuple(
+        _kernels(part, shape) for part, shape in zip(np.split(sizes, ends[:-1], axis=1), shapes, strict=True)
+    )
+    none = np.empty(0, np.int64)
+    first = Contexts(symbols, center, taps, parts, np.zeros(4, np.int64), None, none, none)
+    step = max(1, by_tap.size >> 14)
+    every = np.concatenate([np.stack(first.features(tap, sizes, step)) for tap in range(taps)], axis=1)
+    weights = _least_squares(every, sizes[:, ::step].reshape(-1))
     gram = values @ values.T
     factors = np.zeros((taps, taps), np.int64)
     for tap in range(1, taps):
         factors[tap, :tap] = _solved(gram[:tap, :tap], gram[:tap, tap])
     aimed = replace(first, weights=weights, factors=factors)
-    total = (weights.astype(np.int32) @ every) >> _COARSE
+    total = np.concatenate([aimed.expected(tap, sizes) for tap in range(taps)])
     foretold = np.concatenate([aimed.foretold(tap, values) for tap in range(taps)])
     spreads, means = _edges(total, _SPREADS), _edges(foretold, _MEANS)
-    fine = _interval(spreads, total).astype(np.int64) * _MEANS + _interval(means, foretold)
-    counts = np.bincount(fine * symbols + by_tap.reshape(-1), minlength=_SPREADS * _MEANS * symbols)
+    fine = _interval(spreads, total) * np.uint16(_MEANS) + _interval(means, foretold)
+    keys = fine << np.uint16(8)
+    keys |= by_tap.reshape(-1)
+    counts = np.bincount(keys, minlength=_SPREADS * _MEANS * 256).reshape(-1, 256)[:, :symbols]
     counts = counts.reshape(_SPREADS, _MEANS, symbols)
-    high, wide = _best_choice(counts, first.center, taps)
+    high, wide = _best_choice(counts, center, taps)
     tall, broad = _SPREADS // high, _MEANS // wide
     merged = counts.reshape(high, tall, wide, broad, symbols).sum(axis=(1, 3)).reshape(high * wide, symbols)
     tilts = fit_tilts(merged)
@@ -192,26 +246,18 @@ def find_contexts(matrix: Array, taps: int, symbols: int) -> tuple[Contexts, Til
         spreads=spreads[tall - 1 :: tall][: high - 1],
         means=means[broad - 1 :: broad][: wide - 1],
     )
-    number = (fine // _MEANS // tall * wide + fine % _MEANS // broad).astype(np.uint16)
-    return chosen, tilts, list(number.reshape(taps, -1)), table_bits(merged, tilts.levels)
+    every = np.arange(_SPREADS * _MEANS, dtype=np.uint16)
+    number = (every // _MEANS // tall * wide + every % _MEANS // broad).take(fine)
+    return chosen, tilts, list(number.reshape(taps, -1))
 
 
-def _means(by_tap: Array, shape: tuple[int, int], symbols: int) -> Contexts:
-    """The classes of rows and channels, `shape` of them, and the gains of taps, without weights yet."""
-    center = int(np.bincount(by_tap.reshape(-1), minlength=symbols).argmax())
-    none = np.empty(0, np.int64)
-    empty = Contexts(symbols, center, none, none, none, 1, np.zeros(4, np.int64), None, none, none)
-    cube = empty.magnitudes[by_tap].reshape(-1, *shape).astype(np.float32)
+def _kernels(sizes: Array, shape: tuple[int, int]) -> Kernels:
+    """The classes of rows and channels, `shape` of them, and the gains of taps, by the magnitudes `sizes` (taps, kernels)."""
+    cube = sizes.reshape(-1, *shape).astype(np.float32)
     by_row, by_channel = cube.mean(axis=(0, 2)), cube.mean(axis=(0, 1))
     whole = float(by_row.mean()) + 1e-9
-    gain = np.clip(np.rint(64 * cube.mean(axis=(1, 2)) / whole), 1, 255).astype(np.int64)
-    return replace(
-        empty,
-        rows=_levels(by_row / whole),
-        channels=_levels(by_channel / whole),
-        tap_gain=gain,
-        mean=max(1, round(whole)),
-    )
+    gains = np.clip(np.rint(64 * cube.mean(axis=(1, 2)) / whole), 1, 255).astype(np.int64)
+    return Kernels(_levels(by_row / whole), _levels(by_channel / whole), gains, max(1, round(whole)))
 
 
 def _levels(ratios: Array) -> Array:

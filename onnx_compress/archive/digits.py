@@ -11,10 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_compress.archive.batches import MOST_SYMBOLS, Batch
+from onnx_compress.archive.batches import MOST_SYMBOLS
 from onnx_compress.archive.contexts import MOST_TAPS
 from onnx_compress.archive.fields import Reader, Writer, damaged
-from onnx_compress.archive.forms import FORMS, Form, byte_forms, commonest, form_of, plain_form, read_words
+from onnx_compress.archive.forms import (
+    BYTES,
+    DIGITS,
+    FORMS,
+    Form,
+    byte_form,
+    commonest,
+    form_of,
+    plain_form,
+    read_words,
+)
 from onnx_compress.archive.streams import plan_stream, read_stream
 from onnx_compress.model.packing import Packing
 
@@ -22,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from onnx_compress.archive.promises import Pending
 
     Array = NDArray[Any]
 
@@ -106,9 +118,9 @@ def digit_form(data: Array, digits: Digits, coder: str) -> Form | None:
     for number in (packing.radix, packing.group, packing.width, int(digits.signed), rows, columns):
         head.number(number)
     head.number(taps)
-    forms = byte_forms(flat[: rows * columns].reshape(rows, columns), taps, coder)
-    best = min(forms, key=lambda form: form.size)
-    tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, floor=False)
+    family = DIGITS + packing.radix
+    best = byte_form(flat[: rows * columns].reshape(rows, columns), taps, coder, family)
+    tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, family, floor=False)
     return form_of("digits", bytes(head.buffer), *best.parts, tail)
 
 
@@ -126,11 +138,11 @@ def _whole_bytes(matrix: Array, coder: str) -> Form:
     head = Writer()
     for number in (256, 1, 1, 0, *matrix.shape, 1):
         head.number(number)
-    tail = plan_stream(np.empty((1, 0), np.uint8), coder)
-    return form_of("digits", bytes(head.buffer), *plain_form(matrix, coder).parts, tail)
+    tail = plan_stream(np.empty((1, 0), np.uint8), coder, BYTES)
+    return form_of("digits", bytes(head.buffer), *plain_form(matrix, coder, DIGITS + 256).parts, tail)
 
 
-def read_digits(head: Reader, body: Reader, size: int, batch: Batch) -> Callable[[], bytes]:
+def read_digits(head: Reader, body: Reader, size: int, batch: Pending) -> Callable[[], bytes]:
     """What gives the `size` bytes of a digit form once `batch` is decoded. Raises InputError where the fields make none."""
     radix, group, width = head.number(256), head.number(64), head.number(7)
     signed, rows, columns = bool(head.number(1)), head.number(MOST_SYMBOLS), head.number(MOST_SYMBOLS)

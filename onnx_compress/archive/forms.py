@@ -17,12 +17,14 @@ import numpy as np
 
 from onnx_compress.archive.batches import Batch, Stream
 from onnx_compress.archive.fields import Reader, Writer, damaged
-from onnx_compress.archive.streams import order0_bits, plan_stream, plan_taps, raw_stream, read_stream
+from onnx_compress.archive.streams import counts_of, entropy, plan_stream, plan_taps, raw_stream, read_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from onnx_compress.archive.promises import Pending
 
     Array = NDArray[Any]
 
@@ -31,11 +33,11 @@ _FEW = 256
 _SHORT = 2048  # bytes of a plane that is stored raw where it looks like noise
 _FEW_LEFT = 0.05  # share of words that are left, below which gaps may be shorter than flags
 _CONTEXT_CODERS = ("auto", "ans", "range")
-_CONTEXT_SHARE = 0.08  # of the commonest symbol, from which on contexts may do more for taps than differences
-_CONTEXT_SYMBOLS = 1 << 18  # up to which they are tried: they take three times as long
-_CONTEXT_SURE = 0.99  # of the bits without contexts, below which nothing else is tried
-_CONTEXT_SPARSE = 0.3  # share of the commonest among many symbols, from which on contexts win
-_WORTH = 0.97  # bits of symbols by those of their differences, from which on these are tried; above its inverse nothing else is
+_CONTEXT_SHARE = 0.15  # of the commonest symbol, from which on contexts do more for taps than differences
+_FEW_CONTEXT_SHARE = 0.08  # of few symbols
+_HUFFMAN_SHARE = 0.3  # of the commonest symbol, from which on a code of whole bits does better by gaps
+# > families: those of the most bits a symbol come last, where lanes take in what they can
+FLAGS, GAPS, VALUES, LEFT, PLANES, DIGITS, BYTES, RESTS = 0, 1, 2, 3, 8, 512, 900, 901
 _PLAIN = 32  # symbols up to which one table for zeros and others is as short as two
 
 
@@ -66,7 +68,7 @@ class Form:
 
 
 def read_words(
-    form: str, head: Reader, body: Reader, width: int, taps: int, shape: tuple[int, int], batch: Batch
+    form: str, head: Reader, body: Reader, width: int, taps: int, shape: tuple[int, int], batch: Pending
 ) -> Callable[[], Array]:
     """What gives the words of a form, of `shape` and `width` bytes each, once `batch` is decoded."""
     if form == "values":
@@ -94,34 +96,33 @@ def number_field(value: int) -> bytes:
     return bytes(field.buffer)
 
 
-def byte_forms(symbols: Array, taps: int, coder: str) -> list[Form]:
-    """The forms of bytes that may be the best."""
-    found = []
-    gain = 0.0
-    low, high = int(symbols.min(initial=255)), int(symbols.max(initial=0))
-    common, share = commonest(symbols)
-    alone = order0_bits(symbols.reshape(-1)) * symbols.size if taps > 1 else 0.0
-    if taps > 1 and share > _CONTEXT_SHARE and symbols.size <= _CONTEXT_SYMBOLS and coder in _CONTEXT_CODERS:
-        found.append(form_of("plain", plan_taps(symbols, taps)))
-        # > of 182 such tensors in 16 models 5 came out shorter in another form, by 1.2 % at most
-        if 8 * found[0].size < _CONTEXT_SURE * alone or (high - low >= _PLAIN and share > _CONTEXT_SPARSE):
-            return found
-    foretold = _taps(symbols, taps) if taps > 1 and high - low >= _PLAIN else None
-    if foretold is not None:
-        bits = order0_bits(foretold[1].reshape(-1)) * symbols.size + 8 * len(foretold[0])
-        gain = alone / max(bits, 1.0)
-        if gain > _WORTH:
-            found.append(form_of("taps", foretold[0], plan_stream(foretold[1], coder, floor=False)))
-    if gain < 1 / _WORTH:  # > near 1 both: classes of rows and columns may do more for one than for the other
-        found.append(plain_form(symbols, coder))
-    if high - low < _PLAIN and share < 1 - _FEW_LEFT and coder != "huffman":
-        return found
-    return found + sparse_forms(symbols, common, 1, coder)
+def byte_form(symbols: Array, taps: int, coder: str, family: int) -> Form:
+    """The form of bytes that promises the fewest."""
+    counts = counts_of(symbols.reshape(-1))
+    common = int(counts.argmax())
+    share = int(counts[common]) / max(symbols.size, 1)
+    used = np.flatnonzero(counts)
+    few = int(np.ptp(used)) < _PLAIN
+    if share == 1:
+        return form_of("plain", plan_stream(symbols, coder, family, floor=False, counts=counts))
+    if taps > 1 and share > (_FEW_CONTEXT_SHARE if few else _CONTEXT_SHARE) and coder in _CONTEXT_CODERS:
+        return form_of("plain", plan_taps(symbols, taps, family, counts))
+    if share > (_HUFFMAN_SHARE if coder == "huffman" else 1 - _FEW_LEFT):
+        found = sparse_forms(symbols, common, 1, coder)
+        if found:
+            return min(found, key=lambda form: form.size)
+    if taps > 1 and not few:
+        factors, rest = _taps(symbols, taps)
+        others = counts_of(rest.reshape(-1))
+        if entropy(others) + len(factors) < entropy(counts):
+            stream = plan_stream(rest, coder, RESTS, taps=taps, floor=False, counts=others)
+            return form_of("taps", factors, stream)
+    return form_of("plain", plan_stream(symbols, coder, family, taps=taps, floor=False, counts=counts))
 
 
-def plain_form(symbols: Array, coder: str) -> Form:
+def plain_form(symbols: Array, coder: str, family: int) -> Form:
     """Bytes as they are."""
-    return form_of("plain", plan_stream(symbols, coder, floor=False))
+    return form_of("plain", plan_stream(symbols, coder, family, floor=False))
 
 
 def commonest(symbols: Array) -> tuple[int, float]:
@@ -131,22 +132,22 @@ def commonest(symbols: Array) -> tuple[int, float]:
     return common, float(counts[common] / max(counts.sum(), 1))
 
 
-def plane_streams(words: Array, coder: str) -> list[Stream]:
+def plane_streams(words: Array, coder: str, family: int) -> list[Stream]:
     """A stream for each byte of the rotated words, the highest first."""
     width = words.dtype.itemsize
     turned = (words << 1) | (words >> (8 * width - 1))
     planes = np.ascontiguousarray(turned).view(np.uint8).reshape(*words.shape, width)
-    streams = [plan_stream(np.ascontiguousarray(planes[..., width - 1]), coder)]
+    streams = [plan_stream(np.ascontiguousarray(planes[..., width - 1]), coder, family + width - 1)]
     for i in reversed(range(width - 1)):
         plane = np.ascontiguousarray(planes[..., i])
         # > a few bytes, most of them different: a table would be as long
         noise = plane.size < _SHORT and np.count_nonzero(np.bincount(plane.reshape(-1))) > plane.size / 3
-        streams.append(raw_stream(plane) if noise else plan_stream(plane, coder))
+        streams.append(raw_stream(plane) if noise else plan_stream(plane, coder, family + i))
     return streams
 
 
 def _read_planes(
-    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Pending
 ) -> Callable[[], Array]:
     streams = [read_stream(head, body, *shape, batch) for _ in range(width)]
 
@@ -177,7 +178,7 @@ def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
 
 
 def _read_taps(
-    head: Reader, body: Reader, taps: int, shape: tuple[int, int], batch: Batch
+    head: Reader, body: Reader, taps: int, shape: tuple[int, int], batch: Pending
 ) -> Callable[[], Array]:
     factors = [np.frombuffer(head.raw(tap), np.int8).astype(np.float32) for tap in range(1, taps)]
     stream = read_stream(head, body, *shape, batch)
@@ -196,7 +197,7 @@ def _read_taps(
     return found
 
 
-def value_form(words: Array, coder: str) -> Form | None:
+def value_form(words: Array, coder: str, family: int) -> Form | None:
     """By a list of the distinct words; None where there are too many."""
     flat = words.reshape(-1)
     if np.unique(flat[:: max(1, flat.size // 2048)]).size > _FEW:
@@ -204,12 +205,12 @@ def value_form(words: Array, coder: str) -> Form | None:
     distinct, places = np.unique(flat, return_inverse=True)
     if distinct.size > _FEW:
         return None
-    stream = plan_stream(places.astype(np.uint8).reshape(words.shape), coder)
+    stream = plan_stream(places.astype(np.uint8).reshape(words.shape), coder, family)
     return form_of("values", number_field(distinct.size), distinct.tobytes(), stream)
 
 
 def _read_values(
-    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+    head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Pending
 ) -> Callable[[], Array]:
     count = head.number(_FEW)
     listed = np.frombuffer(head.raw(count * width), f"<u{width}")
@@ -234,12 +235,14 @@ def sparse_forms(words: Array, common: int, width: int, coder: str) -> list[Form
     if not left.size or left.size > 0.7 * words.size:
         return []
     front = common.to_bytes(8, "little")[:width] + number_field(left.size)
-    rest = plane_streams(left, coder) if width > 1 else [plan_stream(left, coder)]
-    found = [form_of("sparse", front, plan_stream(flags.view(np.uint8), coder), *rest)]
+    rest = plane_streams(left, coder, PLANES + 8 * width) if width > 1 else [plan_stream(left, coder, LEFT)]
+    found = [form_of("sparse", front, plan_stream(flags.view(np.uint8), coder, FLAGS), *rest)]
     if left.size < (0.4 if coder == "huffman" else _FEW_LEFT) * words.size:
         gaps = _gaps(flags)
         found.append(
-            form_of("gaps", front, number_field(gaps.size), plan_stream(gaps.reshape(1, -1), coder), *rest)
+            form_of(
+                "gaps", front, number_field(gaps.size), plan_stream(gaps.reshape(1, -1), coder, GAPS), *rest
+            )
         )
     return found
 
@@ -258,7 +261,7 @@ def _gaps(flags: Array) -> Array:
 
 
 def _read_sparse(
-    form: str, head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Batch
+    form: str, head: Reader, body: Reader, width: int, shape: tuple[int, int], batch: Pending
 ) -> Callable[[], Array]:
     common = int.from_bytes(head.raw(width), "little")
     size = shape[0] * shape[1]

@@ -18,14 +18,13 @@ if TYPE_CHECKING:
 _ZSTD_LEVEL = 9
 _FEW = 1 << 19  # bytes up to which LZMA is quick enough
 _LARGE = 1 << 22  # bytes from which on zstd's best level would take too long
-# > no alignment to be found, and text: measured on skeletons of 20 to 60 KB, 2 % fewer bytes than with the defaults
-_LZMA: list[dict[str, Any]] = [{"id": lzma.FILTER_LZMA2, "preset": 8, "lc": 2, "pb": 0, "dict_size": _FEW}]
+_LEAST = 1 << 12  # bytes of a dictionary
 
 
 def tight(data: bytes) -> bytes:
     """`data` in as few bytes as general methods give; a byte in front says which."""
     if len(data) <= _FEW:
-        return b"\1" + lzma.compress(data, format=lzma.FORMAT_RAW, filters=_LZMA)
+        return b"\1" + lzma.compress(data, format=lzma.FORMAT_RAW, filters=_lzma(len(data)))
     return b"\0" + squeeze(data, 19 if len(data) < _LARGE else 9)
 
 
@@ -37,7 +36,7 @@ def loosen(data: bytes | memoryview, size: int) -> bytes:
         return stretch(data[1:], size)
     if size > _FEW:
         raise damaged("a size does not fit what it counts")
-    reader = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_LZMA)
+    reader = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=_lzma(size))
     try:
         found = reader.decompress(data[1:], size + 1)
     except lzma.LZMAError as error:
@@ -45,6 +44,19 @@ def loosen(data: bytes | memoryview, size: int) -> bytes:
     if len(found) != size or not reader.eof or reader.unused_data:
         raise damaged("a size does not fit what it counts")
     return found
+
+
+def _lzma(size: int) -> list[dict[str, Any]]:
+    """How LZMA takes bytes of no alignment, and text: in its quick mode, a fifth of the time for 6 % more bytes of a skeleton."""
+    found = {
+        "id": lzma.FILTER_LZMA2,
+        "preset": 8,
+        "lc": 2,
+        "pb": 0,
+        "mf": lzma.MF_HC4,
+        "mode": lzma.MODE_FAST,
+    }
+    return [found | {"dict_size": max(_LEAST, 1 << size.bit_length())}]
 
 
 def squeeze(data: Array | bytes, level: int = _ZSTD_LEVEL) -> bytes:

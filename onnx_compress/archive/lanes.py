@@ -17,24 +17,34 @@ from onnx_compress.archive.fields import damaged
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from onnx_compress.archive.fields import Reader
+
     Array = NDArray[Any]
 
 BITS = 12  # of a slot
 SLOTS = 1 << BITS
 SYMBOLS = 256  # a table has room for
 MOST = 4096  # lanes
-LEAST = 512  # lanes below which a coder that goes symbol by symbol is as quick
-_BYTES = 3  # what a lane costs, about
-_SHARE = 0.0025  # of the coded bytes that lanes may cost
+LEAST = 320  # lanes below which a coder that goes symbol by symbol is as quick
+SPARE = 2  # bytes of something else that a lane takes in for nothing
+_BYTES = 0.6  # what a lane costs, about, beside what it takes in
+_SHARE = 0.003  # of the coded bytes that lanes may cost
+_STEP = 64  # lanes
 _LOW = 1 << 16
 _AT_ONCE = 1 << 16  # symbols
 
 
-def lanes_for(nbytes: float) -> int:
-    """How many lanes `nbytes` of coded symbols allow; 0 where it is too few."""
-    most = int(nbytes * _SHARE / _BYTES)
-    lanes = 1 << max(most.bit_length() - 1, 0)
-    return min(lanes, MOST) if lanes >= LEAST else 0
+def lanes_for(nbytes: float, symbols: int, spare: int = 0) -> int:
+    """How many lanes `nbytes` of so many coded symbols allow, with `spare` bytes to take in; 0 where it is too few.
+
+    Lanes for which there is nothing else take in symbols as they are: they cost what these would have been less.
+    """
+    budget = nbytes * _SHARE
+    filled = min(spare / SPARE, budget / _BYTES)
+    more = SPARE * (1 - min(nbytes / max(symbols, 1), 1))
+    most = filled + (budget - filled * _BYTES) / (_BYTES + more)
+    lanes = min(int(most) // _STEP * _STEP, MOST)
+    return lanes if lanes >= LEAST else 0
 
 
 def frequencies(weights: Array) -> Array:
@@ -44,11 +54,13 @@ def frequencies(weights: Array) -> Array:
     [[3072, 1024, 0]]
     """
     total = np.maximum(weights.sum(axis=1, keepdims=True), 1)
-    # > shares of what is left once each symbol has its one slot, the rest to the largest remainders
-    present = weights > 0
-    spare = SLOTS - present.sum(axis=1, keepdims=True)
-    found = np.where(present, 1 + weights * spare // total, 0)
-    order = np.argsort(-(weights * spare % total), axis=1, kind="stable")
+    # > a rare symbol has its one slot; the others share what is left, the rest goes to the largest remainders
+    rare = (weights > 0) & (2 * SLOTS * weights < 3 * total)
+    shared = np.where(rare, 0, weights)
+    total = np.maximum(shared.sum(axis=1, keepdims=True), 1)
+    spare = SLOTS - rare.sum(axis=1, keepdims=True)
+    found = shared * spare // total + rare
+    order = np.argsort(-np.where(shared > 0, shared * spare % total, -1), axis=1, kind="stable")
     missing = SLOTS - found.sum(axis=1, keepdims=True)
     np.put_along_axis(
         found, order, np.take_along_axis(found, order, 1) + (np.arange(found.shape[1]) < missing), 1
@@ -58,9 +70,38 @@ def frequencies(weights: Array) -> Array:
     return found.astype(np.uint32)
 
 
-def start(lanes: int) -> Array:
-    """The states before the first symbol is encoded, and after the last is decoded."""
-    return np.full(lanes, _LOW, np.uint32)
+def start(lanes: int, spare: bytes = b"") -> Array:
+    """The states before the first symbol is encoded, and after the last is decoded: they hold `spare`, which `spared` gives back."""
+    held = np.frombuffer(spare.ljust(SPARE * lanes, b"\0"), "<u2", lanes)
+    return held.astype(np.uint32) | np.uint32(_LOW)
+
+
+def spared(state: Array) -> Array:
+    """The bytes that states hold after the last symbol is decoded. Raises InputError where they are not such states."""
+    if (state >> np.uint32(16) != 1).any():
+        raise damaged("a stream does not end where it should")
+    return state.astype("<u2").view(np.uint8)
+
+
+def dump(state: Array) -> bytes:
+    """States in bytes: for each in four bits how many it has above sixteen, then these without the first."""
+    high = np.frexp(state.astype(np.float64))[1] - 1
+    lengths = np.unpackbits((high - 16).astype(np.uint8)[:, np.newaxis], axis=1)[:, 4:]
+    bits = np.unpackbits(state.astype("<u4").view(np.uint8).reshape(-1, 4), axis=1, bitorder="little")
+    kept = bits[np.arange(32) < high[:, np.newaxis]]
+    return np.packbits(lengths).tobytes() + np.packbits(kept).tobytes()
+
+
+def load(body: Reader, lanes: int) -> Array:
+    """What `dump` wrote of so many lanes."""
+    packed = np.frombuffer(body.raw((lanes + 1) // 2), np.uint8)
+    high = 16 + np.stack([packed >> 4, packed & 15], axis=1).reshape(-1)[:lanes].astype(np.int64)
+    total = int(high.sum())
+    kept = np.unpackbits(np.frombuffer(body.raw(-(-total // 8)), np.uint8), count=total)
+    bits = np.zeros((lanes, 32), np.uint8)
+    bits[np.arange(32) < high[:, np.newaxis]] = kept
+    bits[np.arange(lanes), high] = 1
+    return np.packbits(bits, axis=1, bitorder="little").view("<u4")[:, 0].astype(np.uint32)
 
 
 def encode(symbols: Array, tables: Array, freq: Array, state: Array) -> tuple[bytes, Array]:

@@ -12,7 +12,7 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_compress.archive import lanes
-from onnx_compress.archive.batches import CHAIN, MOST_SYMBOLS, MOST_TABLES, MOST_TAPPED, Batch, Stream
+from onnx_compress.archive.batches import CHAIN, MOST_FAMILIES, MOST_SYMBOLS, MOST_TAPPED, Batch, Stream
 from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight
 from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.general import tight
@@ -20,14 +20,16 @@ from onnx_compress.archive.payloads import CHUNK, Kind, chunks, plan_chunk
 from onnx_compress.archive.pool import extract
 from onnx_compress.archive.sources import File, Stretch, between, files_of
 from onnx_compress.archive.streams import CODERS, order0_bits
+from onnx_compress.archive.threads import one_thread
 from onnx_compress.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from typing import BinaryIO
 
     from numpy.typing import NDArray
 
+    from onnx_compress.archive.batches import Key
     from onnx_compress.archive.forms import Form
 
     Array = NDArray[Any]
@@ -48,11 +50,8 @@ def pack(
     """
     if coder not in CODERS:
         raise UsageError(f"--coder {coder}: no such coder; known: {', '.join(CODERS)}")
-    import threadpoolctl
-
     start = time.monotonic()
-    # > one thread: the matrices are small, and a waiting thread of BLAS costs more than it gives
-    with threadpoolctl.threadpool_limits(1), open(target, "wb") as file:  # noqa: PTH123 - any path-like
+    with one_thread(), open(target, "wb") as file:  # noqa: PTH123 - any path-like
         files = files_of(source)
         packer = _Packer(file, coder, details=details, progress=progress)
         packer.total = sum(part.length for item in files for part in item.stretches)
@@ -85,7 +84,7 @@ class _Waiting:
     nbytes: int = 0
     symbols: int = 0
     tapped: int = 0
-    tables: int = 0
+    keys: set[Key] = field(default_factory=set)
 
 
 @dataclass
@@ -102,6 +101,10 @@ class _Packer:
     check: int = 0
     skeleton_raw: int = 0
     skeleton_coded: int = 0
+    structure: bytes = b""
+    spare: int = 0
+    taken: int = 0
+    written: bool = False
     waiting: _Waiting = field(default_factory=_Waiting)
     chain: list[_Waiting] = field(default_factory=list)
 
@@ -110,14 +113,15 @@ class _Packer:
         self.file.write(bytes(HEADER_BYTES))
         skeleton = b"".join(part for item in files for part in between(item))
         structure, pools = extract(skeleton, files[0].smalls)
-        coded = tight(structure)
-        self.skeleton_raw, self.skeleton_coded = len(skeleton), len(coded)
-        self._write(coded)
-        for number in (len(files), len(structure), len(coded), len(pools)):
+        self.structure = tight(structure)
+        # > lanes take in the end of what is read after the first batch: that begins with small tensors where there are any
+        self.spare = len(self.structure) if any(pool.data for pool in pools) else 0
+        self.skeleton_raw, self.skeleton_coded = len(skeleton), len(self.structure)
+        for number in (
+            len(pools),
+            *(number for pool in pools for number in (pool.data_type, len(pool.data))),
+        ):
             self.index.number(number)
-        for pool in pools:
-            self.index.number(pool.data_type)
-            self.index.number(len(pool.data))
         for item in files:
             self._describe(item)
         for pool in pools:
@@ -128,7 +132,11 @@ class _Packer:
                 self._pack_weight(item.data, part)
         self._flush()
         self._write_chain()
-        raw = bytes(self.index.buffer)
+        self._write_structure(0)
+        front = Writer()
+        for number in (len(files), len(structure), self.skeleton_coded, self.taken):
+            front.number(number)
+        raw = bytes(front.buffer + self.index.buffer)
         index = tight(raw)
         self.file.write(index)
         header = Header(
@@ -147,6 +155,15 @@ class _Packer:
         self.file.write(data)
         self.body += len(data)
         self.check = zlib.crc32(data, self.check)
+
+    def _write_structure(self, taken: int) -> bytes:
+        """Puts all but the last `taken` bytes of the structure into the file, the first time; returns these."""
+        if self.written:
+            return b""
+        self.written, self.taken = True, taken
+        cut = len(self.structure) - taken
+        self._write(self.structure[:cut])
+        return self.structure[cut:]
 
     def _describe(self, item: File) -> None:
         digest = hashlib.blake2b(digest_size=DIGEST)
@@ -188,15 +205,15 @@ class _Packer:
     def _take(self, form: Form, length: int, row: dict[str, Any]) -> None:
         """Puts a chunk into the batch, and the batch before it into the file where there is no room for both."""
         coded = [part for part in form.parts if isinstance(part, Stream)]
-        symbols = sum(part.symbols for part in coded)
-        tapped = sum(part.symbols for part in coded if part.way == "taps")
-        tables = sum(part.tables for part in coded)
+        symbols = sum(part.count for part in coded)
+        tapped = sum(part.count for part in coded if part.way == "taps")
+        keys = {part.key for part in coded if part.key is not None}
         held = self.waiting
         if held.forms and (
             held.nbytes + length > CHUNK
             or held.symbols + symbols > MOST_SYMBOLS
             or held.tapped + tapped > MOST_TAPPED
-            or held.tables + tables > MOST_TABLES
+            or len(held.keys | keys) > MOST_FAMILIES
         ):
             self._flush()
             held = self.waiting
@@ -204,14 +221,14 @@ class _Packer:
         held.nbytes += length
         held.symbols += symbols
         held.tapped += tapped
-        held.tables += tables
+        held.keys |= keys
 
     def _flush(self) -> None:
         """Puts what waits into the chain, and the chain into the file where it is long enough."""
         held, self.waiting = self.waiting, _Waiting()
         if held.forms:
             self.chain.append(held)
-        if len(self.chain) >= CHAIN:
+        if len(self.chain) >= (CHAIN if self.written else 1):
             self._write_chain()
 
     def _write_chain(self) -> None:
@@ -225,30 +242,39 @@ class _Packer:
             for form, _ in held.forms:
                 form.write(Writer(), _nowhere, batch)
             batches.append(batch)
-        size = sum(batch.size for batch in batches)
-        count = lanes.lanes_for(size) if self.coder in ("auto", "ans") else 0
-        state = lanes.start(count) if count else None
-        coded = [batch.encode(self.coder, state) for batch in reversed(batches)][::-1]
+        size, symbols = sum(batch.size for batch in batches), sum(held.symbols for held in chain)
+        spare = 0 if self.written else self.spare
+        count = lanes.lanes_for(size, symbols, spare) if self.coder in ("auto", "ans") else 0
+        taken = self._write_structure(min(spare, lanes.SPARE * count))
+        fitted = [batch.fit(measure=self.details) for batch in batches]
+        state = None
+        if count:
+            state = lanes.start(count, taken + fitted[-1].cut(lanes.SPARE * count - len(taken)))
+        coded = [batch.encode(self.coder, state) for batch in reversed(fitted)][::-1]
         self.index.number(len(chain))
-        self.index.number(count.bit_length())
-        share = sum(len(head) + len(body) for head, body in coded) / max(size, 1e-9)
+        self.index.number(count)
+        promised = sum(sum(one.sizes.values()) if self.details else one.size for one in fitted)
+        share = sum(len(head) + len(body) for head, body in coded) / max(promised, 1e-9)
         if state is not None:
-            self._write(state.astype("<u4").tobytes())
-        for held, (head, body) in zip(chain, coded, strict=True):
-            self.index.number(len(held.forms))
-            for form, _ in held.forms:
+            self._write(lanes.dump(state))
+        for waited, one, (head, body) in zip(chain, fitted, coded, strict=True):
+            self.index.number(len(waited.forms))
+            for form, _ in waited.forms:
                 form.write(self.index, self._write, Batch())
             self.index.raw(head)
             self._write(body)
-            self._report(held, share)
+            self._report(waited, one.sizes, share)
 
-    def _report(self, held: _Waiting, share: float) -> None:
-        """Adds to the rows of the tensors what they took. share: of what the batches' tables promised."""
+    def _report(self, held: _Waiting, sizes: Mapping[int, float], share: float) -> None:
+        """Adds to the rows of the tensors what they took. sizes: of streams, where they were measured; share: of what was promised."""
         for form, row in held.forms:
             for part in form.parts:
-                size = len(part) if isinstance(part, bytes) else part.size
-                in_batch = isinstance(part, Stream) and part.levels is not None
-                row["coded"] += size * share if in_batch else size
+                if isinstance(part, bytes):
+                    row["coded"] += len(part)
+                elif part.key is None:
+                    row["coded"] += part.size
+                else:
+                    row["coded"] += len(part.head) + sizes.get(id(part), part.size) * share
             if form.way in ("coded", "taps", "zstd") or row["coder"] == "raw":
                 row["coder"] = self._coder_of(form.way)
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from onnx import TensorProto
 
-from onnx_compress.archive.batches import Batch, Stream
+from onnx_compress.archive.batches import Stream
 from onnx_compress.archive.digits import Digits, digit_form, read_digits
 from onnx_compress.archive.forms import (
+    BYTES,
     FORMS,
+    PLANES,
+    VALUES,
     Form,
-    byte_forms,
+    byte_form,
     form_of,
     number_field,
     plane_streams,
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.archive.fields import Reader
+    from onnx_compress.archive.promises import Pending
 
     Array = NDArray[Any]
 
@@ -97,21 +101,21 @@ def plan_chunk(data: Array, kind: Kind, rows: int, coder: str) -> Form:
         return found[0]
     if kind.width > 1:
         words = data.view(f"<u{kind.width}").reshape(rows, -1)
-        listed = value_form(words, coder)
-        found.append(listed or form_of("planes", *plane_streams(words, coder)))
+        listed = value_form(words, coder, VALUES)
+        found.append(listed or form_of("planes", *plane_streams(words, coder, PLANES + 8 * kind.width)))
         found += sparse_forms(words, 0, kind.width, coder)
         return min(found, key=lambda form: form.size)
     digits = None if kind.digits is None else digit_form(data, kind.digits, coder)
     if digits is None:
         symbols = data.reshape(rows, -1) ^ np.uint8(0x80) if kind.signed else data.reshape(rows, -1)
-        found += byte_forms(symbols, kind.taps, coder)
+        found.append(byte_form(symbols, kind.taps, coder, BYTES))
     else:
         found.append(digits)
     return min(found, key=lambda form: form.size)
 
 
 def read_chunk(
-    head: Reader, body: Reader, kind: Kind, shape: tuple[int, int], batch: Batch
+    head: Reader, body: Reader, kind: Kind, shape: tuple[int, int], batch: Pending
 ) -> Callable[[], bytes]:
     """What gives the bytes of a planned chunk once `batch` is decoded. Raises InputError where the fields make none."""
     form = FORMS[head.number(len(FORMS) - 1)]

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.archive.batches import Batch, Promise, Stream
-from onnx_compress.archive.contexts import Contexts, find_contexts
+from onnx_compress.archive.batches import CENTER, Stream
+from onnx_compress.archive.classes import Classes, odds, spreads
+from onnx_compress.archive.contexts import MOST_TAPS
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.general import squeeze, stretch
-from onnx_compress.archive.grids import Grid, best_grid, counts_of
-from onnx_compress.archive.tables import Tables
-from onnx_compress.archive.tilts import Tilts
+from onnx_compress.archive.promises import Pending, Promise
+from onnx_compress.archive.tables import is_rough
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,27 +23,40 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 CODERS = ("auto", "ans", "range", "huffman", "zstd")
-WAYS = ("raw", "zstd", "constant", "coded", "taps")  # as stored: the place is the number
+WAYS = ("raw", "zstd", "constant", "coded", "peaked", "taps")  # as stored: the place is the number
+OWN = 1 << 16  # the number of a family of one
+_MOST_NUMBER = 1 << 17
+_OWN = 1 << 12  # symbols from which on a stream may be one
+_PEAK = 0.25  # share of the commonest symbol from which on it has classes of its own
+_FEW = 4  # symbols up to which it has not
 _SAMPLE = 1 << 16  # symbols that tell whether a stream can be coded at all
 _HOPELESS = 7.97  # bits a symbol of the sample from which on it is stored raw
 _PROBE = 1 << 15  # bytes on which zstd is tried first
+_MATCHED = 0.9  # of the sample's bytes, above which matches alone do not bring it
 _GAIN = 0.9  # of the entropy's bytes that zstd must undercut on a sample to be tried on all
 
 
-def plan_stream(matrix: Array, coder: str, *, floor: bool = True) -> Stream:
-    """How `matrix` (rows, columns) uint8 is best stored. floor: also by zstd where `coder` is auto and that promises more."""
+def plan_stream(
+    matrix: Array, coder: str, family: int, *, taps: int = 1, floor: bool = True, counts: Array | None = None
+) -> Stream:
+    """How `matrix` (rows, columns) uint8 is best stored. family: whose tables it shares; taps: of a kernel in its rows.
+
+    floor: also by zstd where `coder` is auto and that promises more. counts: of its symbols, where they are known.
+    """
     flat = matrix.reshape(-1)
-    if flat.size and (flat == flat[0]).all():
+    if not flat.size or (counts is None and _hopeless(flat)):
+        return raw_stream(flat)
+    counts = counts_of(flat) if counts is None else counts
+    if int(counts.max()) == flat.size:
         return _stored("constant", int(flat[0]), b"")
-    if not flat.size or _hopeless(flat):
-        return _stored("raw", None, flat.tobytes())
-    found: list[Stream] = []
+    size = entropy(counts)
+    if size > _HOPELESS / 8 * flat.size and flat.size >= _SAMPLE and not repeats(flat):
+        return raw_stream(flat)
     if coder == "zstd" or (coder == "auto" and floor and repeats(flat)):
-        found.append(_stored("zstd", None, squeeze(flat)))
-    if coder != "zstd":
-        found.append(_coded(matrix, coder))
-    best = min(found, key=lambda stream: stream.size)
-    return best if best.size < flat.nbytes else _stored("raw", None, flat.tobytes())
+        found = _stored("zstd", None, squeeze(flat))
+        if coder == "zstd" or found.size < size:
+            return found if found.size < flat.nbytes else raw_stream(flat)
+    return _coded(matrix, family, taps, counts, size)
 
 
 def raw_stream(matrix: Array) -> Stream:
@@ -51,49 +65,42 @@ def raw_stream(matrix: Array) -> Stream:
 
 
 def _stored(way: str, value: int | None, body: bytes) -> Stream:
-    head = Writer()
-    head.number(WAYS.index(way))
-    head.number(len(body) if value is None else value)
+    head = _head(way, len(body) if value is None else value)
     return Stream(way, bytes(head.buffer), body, len(head.buffer) + len(body))
 
 
-def _coded(matrix: Array, coder: str) -> Stream:
-    low = int(matrix.min())
-    symbols = int(matrix.max()) - low + 1
-    matrix = matrix - np.uint8(low)
-    grid, tables, bits = best_grid(matrix, symbols)
-    if coder == "huffman":  # > its codes have a bit at least
-        bits = max(bits, float(matrix.size))
+def _coded(matrix: Array, family: int, taps: int, counts: Array, size: float) -> Stream:
+    center = int(counts.argmax())
+    peaked = int(counts[center]) > _PEAK * matrix.size and int(np.count_nonzero(counts)) > _FEW
+    if matrix.size > _OWN and is_rough(counts):  # > what is like no other shares no tables
+        family = OWN + (zlib.crc32(counts.tobytes()) & 0xFFFF)
+    classes = odds(matrix, center, taps) if peaked else (spreads(matrix, center, taps),)
+    head = _head("peaked" if peaked else "coded", family, center, classes[0].taps.size)
+    for one in classes:
+        one.write(head)
+    symbols = (matrix - np.uint8((center - CENTER) & 0xFF)).reshape(-1)
+    key = family, len(classes), 0
+    return Stream("coded", bytes(head.buffer), b"", size, key, symbols, classes, matrix.shape)
+
+
+def _head(way: str, *numbers: int) -> Writer:
     head = Writer()
-    head.number(WAYS.index("coded"))
-    head.number(low)
-    head.number(symbols)
-    grid.write(head)
-    tables.write(head)
-    passes = ((matrix.reshape(-1), grid.block_of(0)),)
-    return Stream("coded", bytes(head.buffer), b"", bits / 8, passes, tables.levels)
+    head.number(WAYS.index(way))
+    for number in numbers:
+        head.number(number)
+    return head
 
 
-def plan_taps(matrix: Array, taps: int) -> Stream:
-    """`matrix` (rows, channels · taps) uint8, each tap in the context of those before it."""
-    low = int(matrix.min())
-    symbols = int(matrix.max()) - low + 1
-    matrix = matrix - np.uint8(low)
-    contexts, tilts, numbers, bits = find_contexts(matrix, taps, symbols)
-    head = Writer()
-    head.number(WAYS.index("taps"))
-    head.number(low)
-    head.number(symbols)
-    contexts.write(head)
-    tilts.write(head)
-    by_tap = matrix.reshape(-1, taps).T
-    passes = tuple((np.ascontiguousarray(tap), number) for tap, number in zip(by_tap, numbers, strict=True))
-    # > what is in the index is squeezed with it
-    size = bits / 8 + 0.75 * len(head.buffer)
-    return Stream("taps", bytes(head.buffer), b"", size, passes, tilts.levels)
+def plan_taps(matrix: Array, taps: int, family: int, counts: Array) -> Stream:
+    """`matrix` (rows, channels · taps) uint8, each tap in the context of those before it. counts: of its symbols."""
+    center = int(counts.argmax())
+    head = _head("taps", family, center, taps)
+    by_tap = np.ascontiguousarray((matrix - np.uint8((center - CENTER) & 0xFF)).reshape(-1, taps).T)
+    shape = len(matrix), matrix.shape[1] // taps
+    return Stream("taps", bytes(head.buffer), b"", entropy(counts), (family, 0, taps), by_tap, (), shape)
 
 
-def read_stream(head: Reader, body: Reader, rows: int, columns: int, batch: Batch) -> Callable[[], Array]:
+def read_stream(head: Reader, body: Reader, rows: int, columns: int, batch: Pending) -> Callable[[], Array]:
     """What gives the matrix of a stream, uint8, once the batch is decoded. Raises InputError where the fields make none."""
     way = WAYS[head.number(len(WAYS) - 1)]
     size = rows * columns
@@ -107,31 +114,34 @@ def read_stream(head: Reader, body: Reader, rows: int, columns: int, batch: Batc
         return lambda: np.frombuffer(data if way == "raw" else stretch(data, size), np.uint8).reshape(
             rows, columns
         )
-    low, symbols = head.number(255), head.number(256)
-    if low + symbols > 256 or symbols < 2:
-        raise damaged("a stream has no symbols")
-    finder: Grid | Contexts
-    if way == "taps":
-        finder = Contexts.read(head, rows, columns, symbols)
-        levels = Tilts.read(head, finder.blocks, symbols).levels
-    else:
-        finder = Grid.read(head, rows, columns)
-        levels = Tables.read(head, finder.blocks, symbols).levels
-    promise = Promise(finder, rows, columns)
-    batch.expect(levels, promise)
-
-    def found() -> Array:
-        matrix = promise.matrix()
-        return matrix + np.uint8(low) if low else matrix
-
-    return found
+    family, center, taps = head.number(_MOST_NUMBER - 1), head.number(255), head.number(MOST_TAPS)
+    if not taps or columns % taps or not size:
+        raise damaged("kernels do not fill their rows")
+    kinds = ("taps", "coded", "peaked").index(way)
+    classes = tuple(Classes.read(head, rows, columns // taps, taps) for _ in range(kinds))
+    promise = Promise((rows, columns), center, classes)
+    batch.expect((family, kinds, 0 if kinds else taps), promise)
+    return promise.matrix
 
 
 def order0_bits(flat: Array) -> float:
     """Bits a symbol when each is coded by its frequency alone."""
-    counts = counts_of(flat)
-    shares = counts[counts > 0] / flat.size
-    return float(-(shares * np.log2(shares)).sum())
+    return 8 * entropy(counts_of(flat)) / max(flat.size, 1)
+
+
+def entropy(counts: Array) -> float:
+    """Bytes of symbols that occur so often when each is coded by its frequency alone."""
+    used = counts[counts > 0].astype(np.float64)
+    total = float(used.sum())
+    return (total * float(np.log2(max(total, 1.0))) - float(used @ np.log2(used))) / 8
+
+
+def counts_of(flat: Array) -> Array:
+    """How often each byte occurs; in chunks, because bincount makes 8-byte integers."""
+    counts = np.zeros(256, np.int64)
+    for start in range(0, flat.size, 1 << 18):
+        counts += np.bincount(flat[start : start + (1 << 18)], minlength=256)
+    return counts
 
 
 def _hopeless(flat: Array) -> bool:
@@ -147,5 +157,7 @@ def _hopeless(flat: Array) -> bool:
 def repeats(data: Array) -> bool:
     """Whether zstd finds more in the first bytes of `data` than how often each of them occurs."""
     sample = data[:_PROBE]
+    if len(squeeze(sample, -1)) > _MATCHED * sample.size:  # > nothing but matches: in a tenth of the time
+        return False
     found = len(squeeze(sample, 1))
     return found < _GAIN * order0_bits(sample) / 8 * sample.size + 64

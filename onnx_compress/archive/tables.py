@@ -27,6 +27,7 @@ _EIGHTHS: Array = np.array(  # 2^(24-i/8)
     [16777216, 15384775, 14107901, 12937002, 11863283, 10878679, 9975792, 9147842], np.int64
 )
 _SHORTEST = 4  # symbols up to which every table is explicit
+_ROUGH = 3  # of the commonest's count: twice is what one hill has
 _FIT_BITS = 40  # of the parameters of a table
 _EXPLICIT_BITS = 6  # a level of an explicit table after zstd, about
 
@@ -83,37 +84,16 @@ class Tables:
         return cls(np.array(rows, np.uint8).reshape(blocks, symbols), (None,) * blocks, center)
 
 
-class LeastBits:
-    """What `fit_tables` comes to, nearly, for the blocks of a grid and for those merged of several, at a fraction of its time.
-
-    counts: (high, wide, symbols) of the finest blocks. The bits of a shape are sums over blocks, so they are found once.
-    """
-
-    def __init__(self, counts: Array) -> None:
-        self._counts = counts.astype(np.float64)
-        self._shaped = None
-        if counts.shape[2] > _SHORTEST:
-            _, _, code_bits = _candidates(int(counts.sum(axis=(0, 1)).argmax()), counts.shape[2])
-            self._shaped = self._counts @ code_bits.T
-
-    def of(self, high: int, wide: int) -> float:
-        """The bits of all tables and symbols, with `high` times `wide` blocks."""
-        counts = merged(self._counts, high, wide)
-        total = counts.sum(axis=1)
-        logarithms = np.log2(np.maximum(counts, 1))
-        bits = total * np.log2(np.maximum(total, 1)) - np.einsum("bs,bs->b", counts, logarithms)
-        bits += 8 + _EXPLICIT_BITS * counts.shape[1]
-        if self._shaped is not None:
-            bits = np.minimum(bits, merged(self._shaped, high, wide).min(axis=1) + _FIT_BITS)
-        return float(bits.sum())
+def is_rough(counts: Array) -> bool:
+    """Whether symbols that occur so often do not become rarer from one commonest on, beyond what chance does."""
+    both = counts[1:] + counts[:-1]
+    steps = np.maximum(np.abs(np.diff(counts)) - 2 * np.sqrt(both), 0)
+    return float(steps.sum()) > _ROUGH * float(counts.max())
 
 
-def merged(cells: Array, high: int, wide: int) -> Array:
-    """The sums of `cells` (rows, columns, n) over as many equal parts as there are to be: (high times wide, n)."""
-    rows, columns, depth = cells.shape
-    parts = cells.reshape(high, rows // high, wide, columns // wide, depth)
-    found: Array = parts.sum(axis=(1, 3)).reshape(high * wide, depth)
-    return found
+def explicit_bits(symbols: int) -> int:
+    """Of a table of its own, without a shape."""
+    return 8 + _EXPLICIT_BITS * symbols
 
 
 def fit_tables(counts: Array) -> tuple[Tables, float]:
@@ -126,7 +106,7 @@ def fit_tables(counts: Array) -> tuple[Tables, float]:
     explicit = np.where(present, np.minimum(depth, DEEPEST), ABSENT).astype(np.uint8)
     found = weights(explicit)
     total = np.maximum(found.sum(axis=1, keepdims=True), 1)
-    bits = (counts * np.log2(total / np.maximum(found, 1))).sum(axis=1) + 8 + _EXPLICIT_BITS * symbols
+    bits = (counts * np.log2(total / np.maximum(found, 1))).sum(axis=1) + explicit_bits(symbols)
     fits: list[tuple[int, int, int, int] | None] = [None] * blocks
     levels = explicit
     if symbols > _SHORTEST:

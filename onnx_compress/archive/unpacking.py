@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import zstandard
 
 from onnx_compress.archive import lanes
-from onnx_compress.archive.batches import CHAIN, Batch
+from onnx_compress.archive.batches import CHAIN
 from onnx_compress.archive.container import (
     DIGEST,
     HEADER_BYTES,
@@ -33,6 +32,8 @@ from onnx_compress.archive.fields import Reader, damaged
 from onnx_compress.archive.general import loosen
 from onnx_compress.archive.payloads import CHUNK, Kind, chunks, read_chunk
 from onnx_compress.archive.pool import MOST, POOLS, restore
+from onnx_compress.archive.promises import Pending
+from onnx_compress.archive.threads import one_thread
 from onnx_compress.errors import InputError, LimitError
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def unpack(
         raise damaged("its index has a wrong checksum")
     body = checked_body(mapped, header)
     index = Reader(loosen(packed, header.index_raw))
-    names = _restore(index, body, header, Path(target), progress)
+    with one_thread():
+        names = _restore(index, body, header, Path(target), progress)
     return {
         "schema": 1,
         "input": source,
@@ -94,12 +96,13 @@ def _restore(
 ) -> list[str]:
     """Writes every file; returns the names of the data files."""
     files, structure_raw, structure_coded = index.number(), index.number(), index.number()
-    bulk = Reader(body)
-    structure = bulk.raw(structure_coded)
+    taken = index.number(min(structure_coded, lanes.SPARE * lanes.MOST))
+    bulk, spare = Reader(body), _Spare(taken)
+    structure = bulk.raw(structure_coded - taken)
     pools = _pools(index)
     members = [_Described.read(index) for _ in range(files)]
-    data = _chunks(index, bulk, [*pools, *(weight for member in members for weight in member.weights)])
-    skeleton = _Skeleton.of(structure, structure_raw, pools, data)
+    data = _chunks(index, bulk, [*pools, *(weight for member in members for weight in member.weights)], spare)
+    skeleton = _Skeleton.of(structure, structure_raw, pools, data, spare)
     written = 0
     names: list[str] = []
     for number, described in enumerate(members):
@@ -151,7 +154,20 @@ def _kind(weight: Weight) -> Kind:
     return Kind.of(weight.data_type, weight.dims, weight.length)
 
 
-def _chunks(index: Reader, bulk: Reader, weights: list[Weight]) -> Iterator[bytes]:
+@dataclass
+class _Spare:
+    """The end of the structure, `count` bytes, that the states of the first batch's lanes hold when it is decoded."""
+
+    count: int
+    data: bytes | None = None
+
+    def take(self, state: Array | None) -> None:
+        """What is there after the first batch."""
+        if self.data is None:
+            self.data = b"" if state is None else lanes.spared(state)[: self.count].tobytes()
+
+
+def _chunks(index: Reader, bulk: Reader, weights: list[Weight], spare: _Spare) -> Iterator[bytes]:
     """The bytes of every chunk of every weight, decoded a batch at a time."""
     waiting = (
         (kind, shape)
@@ -165,8 +181,8 @@ def _chunks(index: Reader, bulk: Reader, weights: list[Weight]) -> Iterator[byte
         state = _lanes(index, bulk)
         if not left:
             raise damaged("a chain is empty")
-        for _ in range(left):
-            batch = Batch()
+        for number in range(left):
+            batch = Pending()
             found: list[Callable[[], bytes]] = []
             size = 0
             for _ in range(index.number()):
@@ -180,19 +196,22 @@ def _chunks(index: Reader, bulk: Reader, weights: list[Weight]) -> Iterator[byte
                 item = next(waiting, None)
             if not found:
                 raise damaged("a batch is empty")
-            batch.decode(index, bulk, state)
+            first = spare.count if spare.data is None else 0
+            end = lanes.SPARE * state.size if state is not None and number == left - 1 else first
+            batch.decode(index, bulk, state, (first, end))
+            spare.take(state if left == 1 else None)
             for data in found:
                 yield data()
 
 
 def _lanes(index: Reader, bulk: Reader) -> Array | None:
     """The states of a chain's lanes, where it has any."""
-    count = 1 << index.number(lanes.MOST.bit_length()) >> 1
+    count = index.number(lanes.MOST)
     if not count:
         return None
     if count < lanes.LEAST:
         raise damaged("a chain has too few lanes")
-    return np.frombuffer(bulk.raw(4 * count), "<u4").astype(np.uint32)
+    return lanes.load(bulk, count)
 
 
 def _restore_file(
@@ -234,7 +253,9 @@ class _Skeleton:
         self.reader = reader
 
     @classmethod
-    def of(cls, coded: memoryview, size: int, pools: list[Weight], chunked: Iterator[bytes]) -> _Skeleton:
+    def of(
+        cls, coded: memoryview, size: int, pools: list[Weight], chunked: Iterator[bytes], spare: _Spare
+    ) -> _Skeleton:
         """From the coded structure, `size` bytes, and the small tensors, the first of the chunks."""
         if pools:
             if size > MOST:
@@ -243,9 +264,15 @@ class _Skeleton:
                 (pool.data_type, b"".join(next(chunked) for _ in chunks(_kind(pool), pool.length)))
                 for pool in pools
             ]
+            if spare.count:
+                if spare.data is None or len(spare.data) != spare.count:
+                    raise damaged("its skeleton is too short")
+                coded = memoryview(bytes(coded) + spare.data)
             whole = restore(loosen(coded, size), held)
             return cls(io.BytesIO(whole), len(whole))
-        if len(coded) and coded[0] == 0:
+        if spare.count:
+            raise damaged("its skeleton is too short")
+        if coded and coded[0] == 0:
             reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(coded[1:])
             return cls(reader, size)
         return cls(io.BytesIO(loosen(coded, size)), size)

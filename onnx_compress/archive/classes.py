@@ -1,0 +1,183 @@
+"""Classes of the rows, channels and taps of a matrix of symbols: how far its symbols spread there.
+
+A row's class is the logarithm of how far its symbols are from the commonest on average, a channel's and a tap's likewise, against
+those of the whole. Their sum tells what to expect of a cell, in one scale for all tensors, so that those of unlike spread share frequency
+tables. What does not pay for its classes has none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from onnx_compress.archive.fields import Reader, Writer
+
+    Array = NDArray[Any]
+
+CELLS = 128  # sums of classes are below this
+_MOST_BASE = 34
+_LEAST, _MOST = -15, 16  # of a class
+_STEPS = 4.0  # an octave of spread
+_ODDS_STEPS = 2.0  # an octave of odds
+_CLASS_BITS = 3.2  # of a class, about, as it is stored
+_FEW = 16  # cells of a row, or rows, below which there are no classes
+_NATS = 0.75 * np.log(
+    2
+)  # bits an octave squared by which a scale is missed costs a symbol, between Laplace and Gauss
+
+
+@dataclass(frozen=True)
+class Classes:
+    """base: of the whole, 0..34; rows (rows,), channels (channels,), taps (taps,): int8."""
+
+    base: int
+    rows: Array
+    channels: Array
+    taps: Array
+
+    def cells(self) -> Array:
+        """The sum for each cell, flat: (rows · channels · taps,) uint8 below CELLS."""
+        across = (self.channels[:, np.newaxis] + self.taps).reshape(-1).view(np.uint8)
+        rows = (self.rows + np.int8(self.base - 3 * _LEAST)).view(np.uint8)
+        return (rows[:, np.newaxis] + across).reshape(-1)
+
+    def write(self, head: Writer) -> None:
+        """As `read` reads it."""
+        used = [bool(part.any()) for part in self._parts]
+        head.number(self.base << 3 | used[0] << 2 | used[1] << 1 | used[2])
+        for part, has in zip(self._parts, used, strict=True):
+            if has:
+                head.raw((part - _LEAST).astype(np.uint8).tobytes())
+
+    @property
+    def _parts(self) -> tuple[Array, Array, Array]:
+        return self.rows, self.channels, self.taps
+
+    @classmethod
+    def read(cls, head: Reader, *lengths: int) -> Classes:
+        """What `write` wrote for so many rows, channels and taps."""
+        first = head.number(_MOST_BASE << 3 | 7)
+        parts = []
+        for flag, length in zip((4, 2, 1), lengths, strict=True):
+            if first & flag:
+                # > another number than `write` writes is cut: it cannot lead out of the tables
+                found = np.frombuffer(head.raw(length), np.uint8) & np.uint8(_MOST - _LEAST)
+                parts.append(found.view(np.int8) + np.int8(_LEAST))
+            else:
+                parts.append(np.zeros(length, np.int8))
+        return cls(first >> 3, *parts)
+
+
+def spreads(matrix: Array, center: int, taps: int) -> Classes:
+    """By how far the symbols of `matrix` (rows, channels · taps) uint8 are from `center`."""
+    away = _away(matrix, center)
+    rows, columns = matrix.shape
+    if rows < _FEW or columns < _FEW:
+        return _plain(_STEPS * np.log2(away.mean() + 1e-3), rows, columns, taps)
+    return _classes(away.astype(np.float32), taps)
+
+
+def odds(matrix: Array, center: int, taps: int) -> tuple[Classes, Classes]:
+    """By how far the symbols that are not `center` are from it, and by how many there are."""
+    away = _away(matrix, center).astype(np.float32)
+    live = (away > 0).astype(np.float32)
+    rows, columns = matrix.shape
+    far = _sums(away, taps)
+    many = _sums(live, taps)
+    share = float(many[0].sum()) / matrix.size
+    few = rows < _FEW or columns < _FEW
+    size = [matrix.size / max(part.size, 1) for part in many]
+    chances = [
+        (part + 0.5) / np.maximum(count - part + 0.5, 0.5) for part, count in zip(many, size, strict=True)
+    ]
+    spread = [one / np.maximum(two, 0.5) for one, two in zip(far, many, strict=True)]
+    whole = _ODDS_STEPS * np.log2(share / max(1 - share, 1e-6))
+    base = min(max(round(whole) + 12, 0), _MOST_BASE)
+    mean = float(far[0].sum()) / max(float(many[0].sum()), 1.0)
+    if few:
+        none = _plain(whole + 12, rows, columns, taps)
+        return _plain(_STEPS * np.log2(mean + 1e-3), rows, columns, taps), none
+    worth = 0.5 * np.log(2) * share * (1 - share) / _ODDS_STEPS**2
+    second, _ = _of_logarithms(
+        base, [_ODDS_STEPS * np.log2(part) - (base - 12) for part in chances], matrix.size, worth
+    )
+    first_base = _base(_STEPS * np.log2(mean + 1e-3))
+    # > the mean of a row with few of them says little
+    logs = [_STEPS * np.log2(part + 1e-3) - first_base for part in spread]
+    first, _ = _of_logarithms(first_base, logs, round(share * matrix.size), _NATS / _STEPS**2)
+    return first, second
+
+
+def _away(matrix: Array, center: int) -> Array:
+    """How far each symbol is from `center`, around the end of the bytes: uint8."""
+    away = (matrix - np.uint8(center)).view(np.int8)
+    return np.abs(away).view(np.uint8)
+
+
+def _sums(values: Array, taps: int) -> tuple[Array, Array, Array]:
+    """By row, by channel and by tap."""
+    across = values @ np.ones(values.shape[1], np.float32)
+    down = (np.ones(values.shape[0], np.float32) @ values).reshape(-1, taps)
+    return across, down.sum(axis=1), down.sum(axis=0)
+
+
+def _classes(away: Array, taps: int) -> Classes:
+    """By the mean of each row and of each channel and tap, or where that saves more of each column."""
+    across, down = _sums(away, 1)[:2]
+    base = _base(_STEPS * np.log2(float(across.sum()) / away.size + 1e-3))
+    kernels = down.reshape(-1, taps)
+    found = []
+    for parts in ((across, down, down[:0]), (across, kernels.sum(axis=1), kernels.sum(axis=0)))[
+        : 1 + (taps > 1)
+    ]:
+        logs = [_STEPS * np.log2(part * (max(part.size, 1) / away.size) + 1e-3) - base for part in parts]
+        logs[2] = logs[2] if logs[2].size else np.zeros(1)
+        found.append(_of_logarithms(base, logs, away.size, _NATS / _STEPS**2))
+    return max(found, key=lambda one: one[1])[0]
+
+
+def _base(value: float) -> int:
+    return min(max(round(float(value)), 0), _MOST_BASE)
+
+
+def _plain(value: float, rows: int, columns: int, taps: int) -> Classes:
+    """No classes but that of the whole."""
+    parts = (np.zeros(length, np.int8) for length in (rows, columns // taps, taps))
+    return Classes(_base(value), *parts)
+
+
+def _of_logarithms(base: int, logs: list[Array], size: int, worth: float) -> tuple[Classes, float]:
+    """Classes of logarithms in steps, where they save more than they take: `worth` bits a symbol for each step squared; and the bits saved."""
+    parts, saved = [], 0.0
+    for log in logs:
+        found = np.clip(np.rint(log), _LEAST, _MOST).astype(np.int8)
+        gain = (
+            worth * size / log.size * float(np.square(found.astype(np.float64)).sum())
+            - _CLASS_BITS * log.size
+            - 8
+        )
+        saved += max(gain, 0.0)
+        parts.append(found if gain > 0 else np.zeros(log.size, np.int8))
+    return Classes(base, *parts), saved
+
+
+def pack_classes(classes: Array, count: int) -> bytes:
+    """`classes` below `count`, a power of two, in as many bits each as that takes."""
+    bits = count.bit_length() - 1
+    return np.packbits((classes[:, None] >> np.arange(bits)) & 1).tobytes()
+
+
+def unpack_classes(head: Reader, length: int, count: int) -> Array:
+    """The `length` classes that `pack_classes` wrote."""
+    bits = count.bit_length() - 1
+    if not bits:
+        return np.zeros(length, np.int64)
+    packed = np.frombuffer(head.raw(-(-length * bits // 8)), np.uint8)
+    flags = np.unpackbits(packed, count=length * bits).reshape(length, bits).astype(np.int64)
+    result: Array = (flags << np.arange(bits)).sum(axis=1)
+    return result

@@ -1,0 +1,200 @@
+"""What a batch holds, promised stream by stream, and then decoded: the counterpart of `batches`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from onnx_compress.archive import coders, families, huffman, lanes
+from onnx_compress.archive.batches import (
+    BATCH_CODERS,
+    CENTER,
+    MOST_FAMILIES,
+    MOST_SYMBOLS,
+    MOST_TAPPED,
+    Key,
+    frequencies,
+)
+from onnx_compress.archive.contexts import Contexts, Kernels
+from onnx_compress.archive.fields import Reader, damaged
+from onnx_compress.archive.tables import weights
+from onnx_compress.archive.tilts import Tilts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from onnx_compress.archive.classes import Classes
+
+    Array = NDArray[Any]
+
+
+@dataclass
+class Pending:
+    """The streams of a batch that will be decoded."""
+
+    promised: dict[Key, list[Promise]] = field(default_factory=dict)
+    count: int = 0
+    tapped: int = 0
+
+    def expect(self, key: Key, promise: Promise) -> None:
+        """Takes note of a stream that will be decoded."""
+        self.count += promise.size
+        self.tapped += promise.size if key[2] else 0
+        self.promised.setdefault(key, []).append(promise)
+        if self.count > MOST_SYMBOLS or self.tapped > MOST_TAPPED or len(self.promised) > MOST_FAMILIES:
+            raise damaged("a batch is larger than any")
+
+    def decode(self, head: Reader, body: Reader, state: Array | None, room: tuple[int, int]) -> None:
+        """Decodes all streams that are expected. state: of the chain's lanes, where it has any.
+
+        room: from where to where the bytes that lanes take in are symbols, the last of all.
+        """
+        if not self.promised:
+            return
+        levels: list[Array] = []
+        held: list[_Expected] = []
+        for key, promises in sorted(self.promised.items()):
+            known = _ContextsExpected if key[2] else _PlainExpected
+            held.append(known(head, key, promises, len(levels)))
+            levels += list(held[-1].levels)
+        way = BATCH_CODERS[head.number(len(BATCH_CODERS) - 1)]
+        if way == "lanes" and state is None:
+            raise damaged("a batch has no lanes")
+        count = 1 << head.number(huffman.MOST.bit_length()) >> 1 if way == "huffman" else 1
+        if not count:
+            raise damaged("a batch has no lanes")
+        decode = _decoder(way, head, body, levels, state, count)
+        last = max(one.passes for one in held) - 1
+        for number in range(last + 1):
+            active = [one for one in held if one.passes > number]
+            tables = [one.tables(number) for one in active]
+            every, at = np.concatenate(tables), 0
+            if number == last and state is not None and room[1] > room[0]:
+                kept = max(every.size - (room[1] - room[0]), 0)
+                symbols = decode(every[:kept])
+                cut = lanes.spared(state)[room[0] :][: every.size - kept]
+                symbols = np.concatenate([symbols, cut])
+            else:
+                symbols = decode(every)
+            for one, part in zip(active, tables, strict=True):
+                one.take(symbols[at : at + part.size])
+                at += part.size
+
+
+class _Expected(Protocol):
+    """A family that is being decoded."""
+
+    levels: Array
+    passes: int
+
+    def tables(self, number: int) -> Array:
+        """The tables of the symbols of a pass."""
+
+    def take(self, symbols: Array) -> None:
+        """Takes the symbols of the next pass."""
+
+
+class _PlainExpected:
+    """All streams of a family, at once."""
+
+    def __init__(self, head: Reader, key: Key, promises: list[Promise], first: int) -> None:
+        self._family = families.Family.read(head, key[1])
+        self._promises, self._first, self._kinds = promises, first, key[1]
+        self.levels, self.passes = self._family.levels, 1
+
+    def tables(self, number: int) -> Array:
+        cells = [
+            np.concatenate([promise.classes[kind].cells() for promise in self._promises])
+            for kind in range(number, self._kinds)
+        ]
+        return self._family.numbers(cells) + np.uint16(self._first)
+
+    def take(self, symbols: Array) -> None:
+        at = 0
+        for promise in self._promises:
+            promise.symbols = symbols[at : at + promise.size]
+            promise.low = self._family.low
+            at += promise.size
+
+
+class _ContextsExpected:
+    """All streams of a family, tap by tap."""
+
+    def __init__(self, head: Reader, key: Key, promises: list[Promise], first: int) -> None:
+        self.passes = key[2]
+        parts = tuple(Kernels.read(head, *promise.shape, self.passes) for promise in promises)
+        self._low = head.number(255)
+        self._contexts = Contexts.read(head, parts, self.passes)
+        if self._low + self._contexts.symbols > 256:
+            raise damaged("a stream has no symbols")
+        self.levels = Tilts.read(head, self._contexts.blocks, self._contexts.symbols).levels
+        self._promises, self._first = promises, first
+        self._taken: list[Array] = []
+
+    @cached_property
+    def _before(self) -> tuple[Array, Array]:
+        """Magnitudes and values of the taps, as far as they are known."""
+        shape = self.passes, self._contexts.kernels
+        return np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+
+    def tables(self, number: int) -> Array:
+        return self._contexts.numbers(number, *self._before) + np.uint16(self._first)
+
+    def take(self, symbols: Array) -> None:
+        sizes, values = self._before
+        sizes[len(self._taken)] = self._contexts.magnitudes[symbols]
+        values[len(self._taken)] = symbols.astype(np.float32) - np.float32(self._contexts.center)
+        self._taken.append(symbols)
+        if len(self._taken) < self.passes:
+            return
+        flat = np.stack(self._taken, axis=1)
+        at = 0
+        for promise in self._promises:
+            count = promise.size // self.passes
+            promise.symbols, promise.low = flat[at : at + count], self._low
+            at += count
+
+
+class Promise:
+    """A stream whose symbols will be decoded. classes: of a plain family's."""
+
+    def __init__(self, shape: tuple[int, int], center: int, classes: tuple[Classes, ...] = ()) -> None:
+        self.shape, self.center, self.classes = shape, center, classes
+        self.size = shape[0] * shape[1]
+        self.symbols: Array | None = None
+        self.low = 0
+
+    def matrix(self) -> Array:
+        """What was decoded, in its place."""
+        assert self.symbols is not None
+        shift = (self.low + self.center - CENTER) & 0xFF
+        found = self.symbols + np.uint8(shift) if shift else self.symbols
+        return found.reshape(self.shape)
+
+
+def _decoder(
+    way: str, head: Reader, body: Reader, levels: list[Array], state: Array | None, count: int
+) -> Callable[[Array], Array]:
+    """What gives the symbols of the next pass, for the tables of each."""
+    if way == "lanes":
+        assert state is not None
+        lookup = lanes.lookup(frequencies(levels))
+        return lambda tables: lanes.decode(body.raw(head.number()), tables, lookup, state)
+    if way == "huffman":
+        rows = [weights(row) for row in levels]
+        return lambda tables: huffman.decode(body.raw(head.number()), tables.size, tables, rows, count)
+    decoder = coders.Decoder(way, body.raw(head.number()), levels)
+
+    def found(tables: Array) -> Array:
+        lengths = np.bincount(tables)
+        runs = [decoder.run(table, int(lengths[table])) for table in np.flatnonzero(lengths).tolist()]
+        symbols = np.empty(tables.size, np.uint8)
+        symbols[np.argsort(tables, kind="stable")] = np.concatenate(runs)
+        return symbols
+
+    return found
