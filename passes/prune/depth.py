@@ -11,7 +11,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from onnx_compress.model.shapes import infer
 from onnx_compress.passes.prune.branches import Branch, branches, without
 from onnx_compress.passes.prune.plan import probe_samples
 from onnx_compress.passes.prune.shortlist import tries_for
@@ -57,7 +56,8 @@ def shallower(
         last = found[-1]
         base = reference.error(last.model)
         best: tuple[float, float, Branch, Model] | None = None
-        for branch in branches(last.model, infer(last.model)):
+        # > what is left has the names and the shapes that it had
+        for branch in branches(last.model, plan.shapes):
             saved = last.left - float(measure.only(layers - branch.nodes).of({})) / plan.whole
             if saved < LEAST or (exclude and any(re.search(exclude, node) for node in branch.nodes)):
                 continue
