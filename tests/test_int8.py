@@ -27,7 +27,9 @@ from onnx import TensorProto, helper
 from onnx_compress.errors import UsageError
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.prepare import prepare
+from onnx_compress.numerics.rounding import nearest
 from onnx_compress.passes.int8 import Int8
+from onnx_compress.passes.int8.quantizer import compensated
 from onnx_compress.passes.int8.storage import store
 from onnx_compress.recipe import parse, resolve
 from onnx_compress.runtime.agreement import output_error
@@ -299,3 +301,15 @@ def test_fashion_mlp_keeps_its_accuracy_at_a_quarter_of_the_size() -> None:
         for m in (model, result.model)
     ]
     assert right[0] - right[1] <= 0.01
+
+
+@pytest.mark.parametrize("inputs", [40, 600])
+def test_codes_are_those_of_inputs_of_any_size(inputs: int) -> None:
+    """Rounding asks for the least error: in which unit does not matter, even where float32 cannot hold its square."""
+    rng = np.random.default_rng(0)
+    rows, x = rng.normal(size=(6, inputs)), rng.normal(size=(2 * inputs, inputs)).cumsum(1)
+    gram, scale = x.T @ x, np.full(6, 0.05)
+    expected = compensated(rows, gram, scale, 8)
+    assert (expected != nearest(rows, scale, 8)).any()
+    found = compensated(rows, gram * 1e36, scale, 8)
+    assert np.mean(found == expected) > 0.999  # > ties of float32 may fall to either side

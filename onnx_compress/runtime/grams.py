@@ -155,8 +155,12 @@ def _finished(block: Array, taps: int, count: int, dtype: type[np.floating[Any]]
         block = (block + block.swapaxes(1, 2)) / 2
     turned = block.reshape(group, taps, inputs // taps, taps, inputs // taps).transpose(0, 2, 1, 4, 3)
     whole = np.empty(turned.shape, dtype)
-    np.divide(turned, count, out=whole, casting="same_kind")
-    return whole.reshape(group, inputs, inputs)
+    with np.errstate(over="ignore"):
+        np.divide(turned, count, out=whole, casting="same_kind")
+    whole = whole.reshape(group, inputs, inputs)
+    if dtype is not np.float64 and not np.isfinite(np.diagonal(whole, axis1=1, axis2=2)).all():
+        return _finished(block, taps, count)
+    return whole
 
 
 def _column_sums(flat: Array) -> Array:

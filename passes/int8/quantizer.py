@@ -42,6 +42,7 @@ POSITIONS = (
     64  # of each sample in a Gram matrix: observe takes more where columns would be few, fewer where many
 )
 GRAMS = 2**30  # bytes of Gram matrices held at once: as many as observe sums in one sweep
+HUGE = 1e18  # trace of a Gram matrix beyond which float32 may not hold what is made of it
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -310,8 +311,11 @@ def _corrected(node: gs.Node, weight: Array, made: LayerWeight, mean: Array) -> 
 def compensated(rows: Array, gram: Array, scale: Array, bits: int, method: str = "gptq") -> Array:
     """The codes of GPTQ or AdaRound, but for rows (of N) where the nearest codes have the smaller E|(w − Q)ᵀ x|²."""
     near = rounding.nearest(rows, scale, bits)
-    if not np.trace(gram) > 0:
+    level = float(np.trace(gram))
+    if not level > 0:
         return near
+    if level > HUGE:  # > the codes are the same in any unit, and float32 must hold its products
+        gram = gram / level
     if method == "adaround":
         found = adaround(rows, gram, scale, bits)
     else:
