@@ -16,6 +16,7 @@ from onnx_compress.model.document import Model, check
 from onnx_compress.passes.int8 import Int8
 from onnx_compress.passes.int8.targets import TARGETS
 from onnx_compress.recipe import parse, resolve
+from onnx_compress.runtime.agreement import output_error
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
 from onnx_compress.runtime.session import Session, input_specs
@@ -153,6 +154,31 @@ def test_qnn_is_integer_from_input_to_output(activations: str) -> None:
             assert graph.is_dequantized(node.input[0])
     version = next(entry.version for entry in result.model.proto.opset_import)
     assert version == (21 if activations == "uint16" else 17)
+
+
+def kinds_of(model: Model) -> set[str]:
+    """Types of the codes between nodes."""
+    weights = {tensor.name: model.array(tensor) for tensor in model.proto.graph.initializer}
+    return {
+        weights[node.input[2]].dtype.name
+        for node in model.proto.graph.node
+        if node.op_type == "QuantizeLinear"
+    }
+
+
+@pytest.mark.parametrize(("share", "kind"), [(2.0, "uint8"), (0.5, "uint16")])
+def test_qnn_takes_sixteen_bits_before_it_leaves_a_layer_in_float(share: float, kind: str) -> None:
+    """A layer in float runs on another processor. share: of the error of 8 bits, as the tolerance."""
+    model = residual()
+    job = Job(model, model, data_of(model), 0, Clock(1))
+    pass_ = Int8(keep_if="always", target="qnn", equalize=False, bias_correction=False, tolerance=None)
+    held = data_of(model).split(seed=0)[1]
+    bound = share * output_error(model, pass_.apply(job).model, held)
+    result = replace(pass_, tolerance=bound).apply(job)
+    assert kinds_of(result.model) == {kind}
+    assert not result.skips
+    assert all(f"{kind} activations" in change.after for change in result.changes)
+    assert output_error(model, result.model, held) <= bound
 
 
 def test_openvino_adds_biases_in_float() -> None:

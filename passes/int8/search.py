@@ -7,8 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from onnx_compress.contract import Change, Skip
-from onnx_compress.model.cost import cost
-from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.fallback import hold
 from onnx_compress.passes.int8.guard import asked
@@ -19,6 +17,7 @@ from onnx_compress.passes.int8.quantizer import Choices
 from onnx_compress.passes.int8.storage import Stored, store
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.observe import Moments, observe
+from onnx_compress.runtime.work import affordable, macs_of_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +36,7 @@ SENSED = 32  # held-out samples by which layers are ranked
 LOOK_WORK = 1.6e10  # multiply-adds of one such look: of a larger model fewer samples
 FEWEST = 3  # samples of a look all the same
 AIM_WORK = 4e10  # multiply-adds of a run over the samples that the means of outputs are taken from
+WIDE = 2**16 - 1  # steps of activations in 16 bits
 MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
 
 
@@ -48,6 +48,17 @@ class Found:
     placement: Placement | None = None
     changes: tuple[Change, ...] = ()
     skips: tuple[Skip, ...] = ()
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a quantizer made. error: as judged, None where nobody asked; followers: whether more than layers are in integers."""
+
+    quantizer: Quantizer
+    model: Model
+    placement: Placement
+    error: float | None
+    followers: bool
 
 
 @dataclass
@@ -64,7 +75,7 @@ class Search:
     bound: float
     given: int
     decisions: list[Decision] = field(default_factory=list)
-    macs: int | None = None
+    macs: float | None = None
 
     def integer(self) -> Found:
         """The most of the model in integers that is within the bound."""
@@ -81,28 +92,30 @@ class Search:
         full, placement = quantizer.quantized()
         mixing = any(quantizer.nodes[name].op in MIXING for name in placement.followers)
         if math.isinf(self.bound) and not mixing:
-            return self._found(quantizer, full, placement, None, followers=True)
+            return self._found(Made(quantizer, full, placement, None, followers=True))
         error = self.judge(full)
         if error <= self.bound and not mixing:
-            return self._found(quantizer, full, placement, error, followers=True)
+            return self._found(Made(quantizer, full, placement, error, followers=True))
         fewer, layered = quantizer.quantized(followers=False)
         less = self.judge(fewer)
         if error <= self.bound and (less > self.bound or self._faster(fewer, full)):
-            return self._found(quantizer, full, placement, error, followers=True)
+            return self._found(Made(quantizer, full, placement, error, followers=True))
         if less <= self.bound:
-            return self._found(quantizer, fewer, layered, less, followers=False)
+            return self._found(Made(quantizer, fewer, layered, less, followers=False))
+        if self.options.rules.widens and self.options.codes.steps < WIDE:
+            return replace(self, options=replace(self.options, activations="uint16")).integer()
         look = self.held.take(self.affordable(SENSED, LOOK_WORK))
         quick = Reference(job.original, look, threads=job.clock.threads).error
         best = hold(quantizer, self.judge, quick, self.bound, followers=error <= less)
         if best is None:
             return self.in_float(f"with any layer in int8 it misses {asked(job, self.options.tolerance)}")
-        return self._found(quantizer, *best, followers=error <= less)
+        return self._found(Made(quantizer, *best, followers=error <= less))
 
     def affordable(self, samples: int, work: float) -> int:
         """How many of so many samples the model runs with no more than `work` multiply-adds."""
         if self.macs is None:
-            self.macs = cost(self.job.model, infer(self.job.model)).macs
-        return min(samples, max(FEWEST, int(work / max(self.macs, 1))))
+            self.macs = macs_of_sample(self.job.model, next(iter(self.held.batches(1))))
+        return affordable(samples, self.macs, work, FEWEST)
 
     def _balanced(self, model: Model) -> Model:
         """The model after equalization and smoothing: which of them, quantized quickly, has the smaller error."""
@@ -202,30 +215,16 @@ class Search:
             or self.decide("int8 between layers", fewer, full, "faster").kept
         )
 
-    def _found(
-        self,
-        quantizer: Quantizer,
-        model: Model,
-        placement: Placement,
-        error: float | None,
-        *,
-        followers: bool,
-    ) -> Found:
-        model = self._aimed(quantizer, model, placement, error, followers=followers)
-        changes = tuple(_change(quantizer, name, self.options.codes.name) for name in placement.layers)
+    def _found(self, made: Made) -> Found:
+        placement = made.placement
+        model = self._aimed(made)
+        changes = tuple(_change(made.quantizer, name, self.options.codes.name) for name in placement.layers)
         skips = (*(Skip(name, why) for name, why in placement.left.items()), *_in_bodies(self.job.model))
         return Found(model, placement, changes, skips)
 
-    def _aimed(
-        self,
-        quantizer: Quantizer,
-        model: Model,
-        placement: Placement,
-        error: float | None,
-        *,
-        followers: bool,
-    ) -> Model:
+    def _aimed(self, made: Made) -> Model:
         """The model whose last layers have the means of the original's outputs, if that lowers its error."""
+        quantizer, model, placement = made.quantizer, made.model, made.placement
         outputs = {value.name for value in self.job.original.proto.graph.output}
         ends = {}
         for name in placement.layers:
@@ -239,8 +238,8 @@ class Search:
         wanted = observe(self.job.original, fit, ends.values(), threads=threads)
         present = observe(model, fit, ends.values(), threads=threads)
         quantizer.moved = {name: wanted[ask].mean - present[ask].mean for name, ask in ends.items()}
-        moved = quantizer.quantized(placement.left, followers=followers)[0]
-        before = self.judge(model) if error is None else error
+        moved = quantizer.quantized(placement.left, followers=made.followers)[0]
+        before = self.judge(model) if made.error is None else made.error
         return moved if self.judge(moved) <= before else model
 
     def in_float(self, why: str | None, placement: Placement | None = None) -> Found:

@@ -28,7 +28,8 @@ class Rules:
     run in integers (None: all that this pass knows); int32_bias: biases are integers too, else they stay float32;
     floats: layers that may give float32 where nobody goes on in integers; residual: an Add reads what is quantized anyway in
     codes beside the layer it is fused with; edges: what the graph returns is wanted in integers; folds: clipping activations vanish into a range; recoded: rewrites that only onnxruntime's kernels reward; static: the
-    runtime compiles for fixed shapes; timed: its kernels are those of this processor, so the clock may decide.
+    runtime compiles for fixed shapes; widens: where 8 bits miss what is asked, activations take 16 before a layer goes back to
+    float, which the runtime would hand to another processor; timed: its kernels are those of this processor, so the clock may decide.
     """
 
     codes: dict[str, Codes]
@@ -42,6 +43,7 @@ class Rules:
     edges: bool = False
     recoded: bool = False
     static: bool = False
+    widens: bool = False
     timed: bool = False
 
 
@@ -67,6 +69,7 @@ TARGETS = {
         floats=frozenset(),
         edges=True,
         static=True,
+        widens=True,
     ),
     # quantization of what enters a layer; where else integers go on, its compiler works out by itself
     "openvino": Rules(

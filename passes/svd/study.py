@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.errors import InputError
 from onnx_compress.model.cost import cost
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
@@ -18,10 +17,9 @@ from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.inputs import WIDEST, input_of, looked_up, output_of
 from onnx_compress.passes.svd.layers import Layer, find_layers, name_of
 from onnx_compress.passes.svd.ranks import Option, table
+from onnx_compress.runtime import work as runtime_work
 from onnx_compress.runtime.agreement import Reference
-from onnx_compress.runtime.data.synthetic import random_data
 from onnx_compress.runtime.observe import Gram, Histogram, observe, workers
-from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -273,12 +271,4 @@ def first_shapes(job: Job) -> dict[str, tuple[int, ...]]:
 
 def first_feeds(job: Job) -> dict[str, Array]:
     """One batch, to run the model on."""
-    data = job.data
-    if data is None or job.input_shapes:
-        specs = input_specs(job.model)
-        least = max((size for spec in specs for size in spec.shape[:1] if isinstance(size, int)), default=1)
-        data = random_data(specs, least, job.seed, job.input_shapes, model=job.model)
-    feeds = next(iter(data.batches(job.batch)), None)
-    if feeds is None:
-        raise InputError("there are no samples")
-    return dict(feeds)
+    return runtime_work.first_feeds(job.model, job.data, job.input_shapes, seed=job.seed, batch=job.batch)
