@@ -48,7 +48,7 @@ class Int8:
 
     name: ClassVar[str] = "int8"
 
-    tolerance: float | None = option(0.02, "relative output error that may be added on held-out data", low=0)
+    tolerance: float | None = option(0.01, "relative output error that may be added on held-out data", low=0)
     calibrate: Literal["mse", "minmax", "percentile", "entropy"] = option(
         "mse", "how an activation's range is chosen"
     )
