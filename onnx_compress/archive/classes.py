@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from onnx_compress.archive.fields import damaged
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -24,7 +26,7 @@ _MOST_BASE = 34
 _LEAST, _MOST = -15, 16  # of a class
 _STEPS = 4.0  # an octave of spread
 _ODDS_STEPS = 2.0  # an octave of odds
-_CLASS_BITS = 3.2  # of a class, about, as it is stored
+_CLASS_BITS = 2  # of the square root of so many classes, beside their entropy, about, as they are stored
 _FEW = 16  # cells of a row, or rows, below which there are no classes
 _NATS = 0.75 * np.log(
     2
@@ -65,8 +67,9 @@ class Classes:
         parts = []
         for flag, length in zip((4, 2, 1), lengths, strict=True):
             if first & flag:
-                # > another number than `write` writes is cut: it cannot lead out of the tables
-                found = np.frombuffer(head.raw(length), np.uint8) & np.uint8(_MOST - _LEAST)
+                found = np.frombuffer(head.raw(length), np.uint8)
+                if int(found.max(initial=0)) > _MOST - _LEAST:
+                    raise damaged("a class is out of range")
                 parts.append(found.view(np.int8) + np.int8(_LEAST))
             else:
                 parts.append(np.zeros(length, np.int8))
@@ -155,15 +158,22 @@ def _of_logarithms(base: int, logs: list[Array], size: int, worth: float) -> tup
     """Classes of logarithms in steps, where they save more than they take: `worth` bits a symbol for each step squared; and the bits saved."""
     parts, saved = [], 0.0
     for log in logs:
-        found = np.clip(np.rint(log), _LEAST, _MOST).astype(np.int8)
-        gain = (
-            worth * size / log.size * float(np.square(found.astype(np.float64)).sum())
-            - _CLASS_BITS * log.size
-            - 8
-        )
+        count = size / log.size
+        # > what rounding to a stride loses, count · worth · stride² / 12, against the bits it spares a class
+        stride = 1 << int(np.clip(np.rint(0.5 * np.log2(6 / (np.log(2) * worth * count + 1e-9))), 0, 2))
+        found = np.clip(stride * np.rint(log / stride), _LEAST, _MOST).astype(np.int8)
+        gain = worth * count * float(np.square(found.astype(np.float64)).sum())
+        gain -= _entropy(found) * log.size + _CLASS_BITS * np.sqrt(log.size)
         saved += max(gain, 0.0)
         parts.append(found if gain > 0 else np.zeros(log.size, np.int8))
     return Classes(base, *parts), saved
+
+
+def _entropy(classes: Array) -> float:
+    """Bits a class."""
+    shares = np.bincount(classes.view(np.uint8)) / classes.size
+    used = shares[shares > 0]
+    return -float(used @ np.log2(used))
 
 
 def pack_classes(classes: Array, count: int) -> bytes:

@@ -118,7 +118,7 @@ def digit_form(data: Array, digits: Digits, coder: str) -> Form | None:
     for number in (packing.radix, packing.group, packing.width, int(digits.signed), rows, columns):
         head.number(number)
     head.number(taps)
-    family = DIGITS + packing.radix
+    family = DIGITS + 256 * packing.radix
     best = byte_form(flat[: rows * columns].reshape(rows, columns), taps, coder, family)
     tail = plan_stream(flat[rows * columns :].reshape(1, -1), coder, family, floor=False)
     return form_of("digits", bytes(head.buffer), *best.parts, tail)
@@ -139,7 +139,7 @@ def _whole_bytes(matrix: Array, coder: str) -> Form:
     for number in (256, 1, 1, 0, *matrix.shape, 1):
         head.number(number)
     tail = plan_stream(np.empty((1, 0), np.uint8), coder, BYTES)
-    return form_of("digits", bytes(head.buffer), *plain_form(matrix, coder, DIGITS + 256).parts, tail)
+    return form_of("digits", bytes(head.buffer), *plain_form(matrix, coder, DIGITS).parts, tail)
 
 
 def read_digits(head: Reader, body: Reader, size: int, batch: Pending) -> Callable[[], bytes]:

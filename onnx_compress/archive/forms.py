@@ -37,7 +37,8 @@ _CONTEXT_SHARE = 0.15  # of the commonest symbol, from which on contexts do more
 _FEW_CONTEXT_SHARE = 0.08  # of few symbols
 _HUFFMAN_SHARE = 0.3  # of the commonest symbol, from which on a code of whole bits does better by gaps
 # > families: those of the most bits a symbol come last, where lanes take in what they can
-FLAGS, GAPS, VALUES, LEFT, PLANES, DIGITS, BYTES, RESTS = 0, 1, 2, 3, 8, 512, 900, 901
+FLAGS, GAPS, VALUES, LEFT, PLANES = 0, 1, 2, 3, 8
+DIGITS, BYTES, RESTS = 1 << 10, 1 << 17, (1 << 17) + 256
 _PLAIN = 32  # symbols up to which one table for zeros and others is as short as two
 
 
@@ -117,6 +118,8 @@ def byte_form(symbols: Array, taps: int, coder: str, family: int) -> Form:
         if entropy(others) + len(factors) < entropy(counts):
             stream = plan_stream(rest, coder, RESTS, taps=taps, floor=False, counts=others)
             return form_of("taps", factors, stream)
+    if few:  # > where zero has another place among few values, others are beside it
+        family += common
     return form_of("plain", plan_stream(symbols, coder, family, taps=taps, floor=False, counts=counts))
 
 

@@ -28,7 +28,9 @@ MOST = 4096  # lanes
 LEAST = 320  # lanes below which a coder that goes symbol by symbol is as quick
 SPARE = 2  # bytes of something else that a lane takes in for nothing
 _BYTES = 0.6  # what a lane costs, about, beside what it takes in
-_SHARE = 0.003  # of the coded bytes that lanes may cost
+_SHARE = 0.0015  # of the coded bytes that lanes may cost,
+_FIXED = 600  # beside so many bytes, but
+_MOST_SHARE = 0.003  # never more than this
 _STEP = 64  # lanes
 _LOW = 1 << 16
 _AT_ONCE = 1 << 16  # symbols
@@ -39,7 +41,7 @@ def lanes_for(nbytes: float, symbols: int, spare: int = 0) -> int:
 
     Lanes for which there is nothing else take in symbols as they are: they cost what these would have been less.
     """
-    budget = nbytes * _SHARE
+    budget = min(nbytes * _SHARE + _FIXED, nbytes * _MOST_SHARE)
     filled = min(spare / SPARE, budget / _BYTES)
     more = SPARE * (1 - min(nbytes / max(symbols, 1), 1))
     most = filled + (budget - filled * _BYTES) / (_BYTES + more)

@@ -105,6 +105,7 @@ class _Packer:
     spare: int = 0
     taken: int = 0
     written: bool = False
+    squeezed: float = 1.0
     waiting: _Waiting = field(default_factory=_Waiting)
     chain: list[_Waiting] = field(default_factory=list)
 
@@ -138,6 +139,7 @@ class _Packer:
             front.number(number)
         raw = bytes(front.buffer + self.index.buffer)
         index = tight(raw)
+        self.squeezed = len(index) / len(raw)
         self.file.write(index)
         header = Header(
             self.body,
@@ -185,6 +187,7 @@ class _Packer:
             "dims": list(part.dims),
             "raw": part.length,
             "coded": 0,
+            "index": 0,
             "coder": "raw",
         }
         if self.details:
@@ -274,7 +277,8 @@ class _Packer:
                 elif part.key is None:
                     row["coded"] += part.size
                 else:
-                    row["coded"] += len(part.head) + sizes.get(id(part), part.size) * share
+                    row["index"] += len(part.head)
+                    row["coded"] += sizes.get(id(part), part.size) * share
             if form.way in ("coded", "taps", "zstd") or row["coder"] == "raw":
                 row["coder"] = self._coder_of(form.way)
 
@@ -284,7 +288,7 @@ class _Packer:
     def finish_rows(self) -> None:
         """Whole bytes, and bits a weight, in every row of the report."""
         for row in self.rows:
-            row["coded"] = round(row["coded"])
+            row["coded"] = round(row["coded"] + row.pop("index") * self.squeezed)
             if "coded_bits" in row:
                 words = max(
                     1, row["raw"] // Kind.of(_type_number(row["type"]), row["dims"], row["raw"]).width

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 CODERS = ("auto", "ans", "range", "huffman", "zstd")
 WAYS = ("raw", "zstd", "constant", "coded", "peaked", "taps")  # as stored: the place is the number
-OWN = 1 << 16  # the number of a family of one
-_MOST_NUMBER = 1 << 17
+OWN = 1 << 18  # the number of a family of one
+_MOST_NUMBER = 1 << 19
+VALUES = range(1 << 10, 1 << 17)  # families of digits
+_OWN_VALUES = 1 << 15
 _OWN = 1 << 12  # symbols from which on a stream may be one
 _PEAK = 0.25  # share of the commonest symbol from which on it has classes of its own
 _FEW = 4  # symbols up to which it has not
@@ -72,7 +74,8 @@ def _stored(way: str, value: int | None, body: bytes) -> Stream:
 def _coded(matrix: Array, family: int, taps: int, counts: Array, size: float) -> Stream:
     center = int(counts.argmax())
     peaked = int(counts[center]) > _PEAK * matrix.size and int(np.count_nonzero(counts)) > _FEW
-    if matrix.size > _OWN and is_rough(counts):  # > what is like no other shares no tables
+    # > what is like no other shares no tables; nor do the places of values that a tensor has for itself, where they are many
+    if matrix.size > (_OWN_VALUES if family in VALUES else _OWN) and (family in VALUES or is_rough(counts)):
         family = OWN + (zlib.crc32(counts.tobytes()) & 0xFFFF)
     classes = odds(matrix, center, taps) if peaked else (spreads(matrix, center, taps),)
     head = _head("peaked" if peaked else "coded", family, center, classes[0].taps.size)
