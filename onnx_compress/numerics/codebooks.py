@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy
 
 from onnx_compress.numerics.kmeans import codebook
-from onnx_compress.numerics.leastsquares import cholesky, output_error
+from onnx_compress.numerics.leastsquares import output_error
 from onnx_compress.numerics.rounding import feedback
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 DAMPING = 1e-2  # of the feedback
 WORK = 5e10  # multiply-adds of one refit of the values, beyond which they stay
 TURNS = 8  # of fitting the scales of residual bases
+FEW = 17  # values of a book up to which all rows are looked at at once
+AT_ONCE = 1 << 22  # numbers of what is worked on at once
 RIDGE = 1e-6  # relative: values that hardly matter stay where they are
 
 
@@ -124,17 +125,24 @@ def _recentred(weight: Array, share: Array, books: Books) -> Books:
     total = np.bincount(cells, share.reshape(-1), size).reshape(-1, clusters)
     first = np.bincount(cells, (share * weight).reshape(-1), size).reshape(-1, clusters)
     basis = books.basis
-    pairs = zip(total, first, books.values, strict=True)
-    solved = [_solved(basis.T @ (t[:, np.newaxis] * basis), basis.T @ f, basis, v) for t, f, v in pairs]
-    return replace(books, values=np.stack(solved))
+    left = basis.T @ (total[:, :, np.newaxis] * basis)
+    return replace(books, values=_solved(left, first @ basis, basis, books.values))
 
 
 def nearest(weight: Array, books: Books) -> Array:
     """The index of the nearest value for each weight (N, K): uint8."""
     if len(books.values) == 1:
         return _nearest(weight, books.values[0]).astype(np.uint8)
-    pairs = zip(weight, books.rows, strict=True)
-    return np.stack([_nearest(line, values) for line, values in pairs]).astype(np.uint8)
+    if books.values.shape[1] > FEW:
+        pairs = zip(weight, books.rows, strict=True)
+        return np.stack([_nearest(line, values) for line, values in pairs]).astype(np.uint8)
+    # > a pass over all rows for each value: as `searchsorted` of every row in its own middles
+    order = np.argsort(books.rows, axis=1, kind="stable")
+    ordered = np.take_along_axis(books.rows, order, axis=1)
+    place = np.zeros(weight.shape, np.uint8)
+    for middle in ((ordered[:, 1:] + ordered[:, :-1]) / 2).T:
+        place += weight > middle[:, np.newaxis]
+    return np.take_along_axis(order, place.astype(np.intp), axis=1).astype(np.uint8)
 
 
 def _nearest(line: Array, values: Array) -> Array:
@@ -205,28 +213,39 @@ def refit_values(weight: Array, grams: Array, books: Books, indices: Array) -> B
     values = books.values.copy()
     left = np.zeros((len(values), parameters, parameters))
     right = np.zeros((len(values), parameters))
+    step = max(1, AT_ONCE // (max(width, parameters) * parameters))
     for group, gram in enumerate(grams):
         projected = weight[group] @ gram
-        for row, wanted in enumerate(projected, group * len(projected)):
-            book = books.of[row]
-            picked = books.basis[indices[row]]
+        for start in range(0, len(projected), step):
+            wanted = projected[start : start + step]
+            rows = slice(group * len(projected) + start, group * len(projected) + start + len(wanted))
+            picked = books.basis[indices[rows]]
+            of = books.of[rows]
             if free:
-                picked = np.where(values[book][indices[row], np.newaxis] == 0, 0.0, picked)
-            left[book] += picked.T @ (gram @ picked)
-            right[book] += picked.T @ wanted
-    for book, before in enumerate(values):
-        values[book] = _solved(left[book], right[book], books.basis, before)
+                held = np.take_along_axis(values[of], indices[rows].astype(np.intp), axis=1) == 0
+                picked = np.where(held[..., np.newaxis], 0.0, picked)
+            weighed = (gram @ picked.transpose(1, 0, 2).reshape(width, -1)).reshape(width, len(wanted), -1)
+            np.add.at(left, of, picked.transpose(0, 2, 1) @ weighed.transpose(1, 0, 2))
+            np.add.at(right, of, (picked.transpose(0, 2, 1) @ wanted[..., np.newaxis])[..., 0])
+    step = max(1, AT_ONCE // parameters**2)
+    for start in range(0, len(values), step):
+        part = slice(start, start + step)
+        values[part] = _solved(left[part], right[part], books.basis, values[part])
     return replace(books, values=values)
 
 
 def _solved(left: Array, right: Array, basis: Array, before: Array) -> Array:
-    """Basis θ for left θ = right; parameters that nothing depends on stay as they were."""
-    theta = np.linalg.lstsq(basis, before, rcond=None)[0]
-    diagonal = np.diagonal(left)
-    used = diagonal > 1e-12 * diagonal.max(initial=0.0)
-    if not used.any():
-        return before
-    factor, _ = cholesky(left[np.ix_(used, used)], RIDGE)
-    theta[used] += scipy.linalg.cho_solve(factor, (right - left @ theta)[used])
-    found: Array = basis @ theta
-    return found
+    """Basis θ for left θ = right, for each book; parameters that nothing depends on stay as they were.
+
+    left (books, parameters, parameters); right (books, parameters); before (books, clusters): the values until now.
+    """
+    theta = before @ np.linalg.pinv(basis).T
+    diagonal = np.diagonal(left, axis1=1, axis2=2)
+    used = diagonal > 1e-12 * diagonal.max(axis=1, keepdims=True, initial=0.0)
+    level = (diagonal * used).sum(axis=1, keepdims=True) / np.maximum(used.sum(axis=1, keepdims=True), 1)
+    damped = np.where(used[:, :, np.newaxis] & used[:, np.newaxis, :], left, 0.0)
+    every = np.arange(left.shape[1])
+    damped[:, every, every] += np.where(used, RIDGE * level, 1.0)
+    rest = np.where(used, right - (left @ theta[..., np.newaxis])[..., 0], 0.0)
+    step = np.linalg.solve(damped, rest[..., np.newaxis])[..., 0]
+    return np.where(used.any(axis=1, keepdims=True), (theta + step) @ basis.T, before)
