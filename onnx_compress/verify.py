@@ -12,7 +12,8 @@ import numpy as np
 
 from onnx_compress.errors import InputError, UsageError
 from onnx_compress.runtime.agreement import LIMIT_DB, Agreement, Comparison, batch_rows
-from onnx_compress.runtime.clock import RUNS, SAMPLE, Clock
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.race import RUNS, SAMPLE
 from onnx_compress.runtime.session import Session
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from onnx_compress.model.document import Model
-    from onnx_compress.runtime.clock import Ratio
     from onnx_compress.runtime.data import Data
+    from onnx_compress.runtime.race import Ratio
 
     Array = NDArray[Any]
     Outputs = Mapping[str, Any]

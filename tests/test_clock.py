@@ -14,7 +14,8 @@ import pytest
 from onnx_compress.errors import UsageError
 from onnx_compress.model.document import Model
 from onnx_compress.runtime import alignment, clock
-from onnx_compress.runtime.clock import Clock, Ratio, Times, interval
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.race import RUNS, Ratio, Times, interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,16 +81,16 @@ def test_a_proposal_that_the_noise_leaves_open_is_timed_longer(monkeypatch: pyte
     ]
     asked: list[int] = []
 
-    def compare(*_: Any, runs: int = clock.RUNS) -> Ratio:
+    def compare(*_: Any, runs: int = RUNS) -> Ratio:
         asked.append(runs)
         return answers.pop(0)
 
     timing = Clock(threads=1)
     monkeypatch.setattr(timing, "compare", compare)
     assert timing.propose("a", mlp(1), mlp(1), FEEDS).kept
-    assert asked == [clock.RUNS, 3 * clock.RUNS]
+    assert asked == [RUNS, 3 * RUNS]
     assert not timing.propose("b", mlp(1), mlp(1), FEEDS).kept
-    assert asked[2:] == [clock.RUNS]
+    assert asked[2:] == [RUNS]
 
 
 def test_compare_finds_the_model_with_a_hundredth_of_the_layers_faster() -> None:
@@ -112,7 +113,7 @@ def test_no_runner_follows_itself_and_the_order_alternates() -> None:
             return 1.0, 1.0
 
     a, again, b = Runner("a"), Runner("again"), Runner("b")
-    result = clock._race(a, again, b, runs=3)  # type: ignore[arg-type]
+    result = clock.race(a, again, b, runs=3)  # type: ignore[arg-type]
     assert (result.median, result.low, result.high, result.noise) == (1.0, 1.0, 1.0, 0.0)
     assert len(taken) == 3 * 20
     assert all(first != second for first, second in itertools.pairwise(taken))
@@ -128,7 +129,7 @@ def test_the_interval_holds_what_the_aa_pair_shows() -> None:
         def sample(self) -> tuple[float, float]:
             return self.seconds, self.seconds
 
-    result = clock._race(Runner(1.0), Runner(1.1), Runner(1.05), 20)  # type: ignore[arg-type]
+    result = clock.race(Runner(1.0), Runner(1.1), Runner(1.05), 20)  # type: ignore[arg-type]
     assert result.median == pytest.approx(1 / 1.05)
     assert (result.low, result.high) == pytest.approx((1 / 1.05 / 1.1, 1.1 / 1.05))
     assert result.noise == pytest.approx(0.1)
@@ -141,7 +142,7 @@ def test_decide_records_and_replays_without_timing(monkeypatch: pytest.MonkeyPat
     assert kept.kept
     assert kept.value == 8.0
     assert first.decisions == [kept]
-    monkeypatch.setattr(clock, "_race", None)
+    monkeypatch.setattr(clock, "race", None)
     replay = Clock(replay=[dataclasses.asdict(kept)])
     assert replay.decide("conv1", "keep", mlp(1), mlp(100), FEEDS, "faster", 8.0) == kept
     assert replay.decisions == [kept]
@@ -164,7 +165,7 @@ def test_a_close_call_is_timed_again_and_the_second_timing_decides(
 
 
 def test_always_needs_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "_race", None)
+    monkeypatch.setattr(clock, "race", None)
     assert Clock().decide("n", "keep", mlp(1), mlp(1), FEEDS, "always").kept
 
 
@@ -196,7 +197,7 @@ def keep_best(
     def race(*_: Any) -> Ratio:
         return ratio(1.2, 1.1, 1.3) if tried[-1] <= good else ratio(0.9, 0.8, 1.05)
 
-    monkeypatch.setattr(clock, "_race", race)
+    monkeypatch.setattr(clock, "race", race)
     kept = timing.keep_best(mlp(1), gains, build, FEEDS)
     return timing, kept, tried
 
@@ -227,9 +228,9 @@ def test_keep_best_times_longer_what_seems_faster(monkeypatch: pytest.MonkeyPatc
         asked.append(words[-1])
         return ratio(1.08, 0.99, 1.2) if len(asked) == 1 else ratio(1.07, 1.02, 1.1)
 
-    monkeypatch.setattr(clock, "_race", race)
+    monkeypatch.setattr(clock, "race", race)
     assert Clock(threads=1).keep_best(mlp(1), {"a": 0.1}, lambda _: mlp(1), FEEDS) == {"a"}
-    assert asked == [clock.RUNS, 3 * clock.RUNS]
+    assert asked == [RUNS, 3 * RUNS]
 
 
 def test_keep_best_replays_to_the_same_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ BATCH = 25  # graphs between two looks at the clock
 @pytest.fixture(autouse=True)
 def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the clock decides is not the question here."""
-    monkeypatch.setattr("onnx_compress.runtime.clock.SAMPLE", 0.0001)
+    monkeypatch.setattr("onnx_compress.runtime.race.SAMPLE", 0.0001)
 
 
 def go(proto: ModelProto, specs: list[str]) -> None:

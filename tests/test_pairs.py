@@ -30,7 +30,7 @@ BOUND = (
 @pytest.fixture(autouse=True)
 def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the clock decides is not the question here: whatever it is, the result is valid and near."""
-    monkeypatch.setattr("onnx_compress.runtime.clock.SAMPLE", 0.0001)
+    monkeypatch.setattr("onnx_compress.runtime.race.SAMPLE", 0.0001)
 
 
 def run(path: Path, spec: str) -> None:

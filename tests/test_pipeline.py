@@ -47,7 +47,7 @@ def proto(body: str = "y = MatMul(x, w)") -> onnx.ModelProto:
 
 @pytest.fixture(autouse=True)
 def _short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onnx_compress.runtime.clock.SAMPLE", 0.0001)
+    monkeypatch.setattr("onnx_compress.runtime.race.SAMPLE", 0.0001)
     monkeypatch.setattr(importlib.import_module("onnx_compress.verify"), "MOST_RUNS", 20)
 
 
@@ -433,7 +433,7 @@ def test_replayed_decisions_give_the_same_bytes_without_timing(
     decisions = [step["decisions"] for step in first.report["passes"]]
     assert [len(made) for made in decisions] == [0, 3, 0, 3]
     assert [made["what"] for made in decisions[1]] == ["round_to", "keep", "keep"]
-    monkeypatch.setattr("onnx_compress.runtime.clock._race", None)
+    monkeypatch.setattr("onnx_compress.runtime.clock.race", None)
     for given in (first.report, tmp_path / "report.json"):
         again = compress(model, passes, data=data, threads=1, decisions=given, verify=False)
         again.save(tmp_path / "b.onnx")

@@ -36,9 +36,10 @@ from onnx_compress.preflight import preflight
 from onnx_compress.recipe import parse, resolve
 from onnx_compress.runtime import clock
 from onnx_compress.runtime.agreement import output_error
-from onnx_compress.runtime.clock import Clock, Ratio, Times
+from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
 from onnx_compress.runtime.decision import Decision
+from onnx_compress.runtime.race import Ratio, Times
 from onnx_compress.runtime.session import Session, input_specs
 from onnx_compress.runtime.walk import Walk
 
@@ -435,11 +436,11 @@ def test_what_the_clock_decides_is_replayed(monkeypatch: pytest.MonkeyPatch) -> 
     model = net()
     times = Times(1.0, 1.0, 20)
     fast = Ratio(1.5, 1.4, 1.6, 0.01, times, times)
-    monkeypatch.setattr(clock, "_race", lambda *_: fast)
+    monkeypatch.setattr(clock, "race", lambda *_: fast)
     first = svd("svd:round_to=4:tolerance=0.05", model, images(model))
     assert {"time", "keep"} <= {decision.what for decision in first.decisions}
     assert any(change.what in METHODS for change in first.changes)
-    monkeypatch.setattr(clock, "_race", None)
+    monkeypatch.setattr(clock, "race", None)
     entries = [decision.__dict__ for decision in first.decisions]
     again = svd("svd:round_to=4:tolerance=0.05", model, images(model), clock=Clock(1, replay=entries))
     assert again.model.to_proto().SerializeToString() == first.model.to_proto().SerializeToString()

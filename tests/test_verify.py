@@ -12,8 +12,8 @@ import pytest
 from onnx_compress.errors import InputError, UsageError
 from onnx_compress.model.document import Model
 from onnx_compress.runtime.agreement import LIMIT_DB, Agreement
-from onnx_compress.runtime.clock import Ratio, Times
 from onnx_compress.runtime.data import open_data
+from onnx_compress.runtime.race import Ratio, Times
 from onnx_compress.runtime.session import input_specs
 from onnx_compress.verify import Latency, Limits, Metric, Verification, costliest, metric, stacked, verify
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
     from onnx_compress.passes.int8.search import Search
     from onnx_compress.passes.int8.storage import Stored
-    from onnx_compress.runtime.clock import Rule
+    from onnx_compress.runtime.race import Rule
 
     Array = NDArray[Any]
 

@@ -30,8 +30,8 @@ from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model
 from onnx_compress.preflight import shapes_at
 from onnx_compress.runtime.agreement import Reference
-from onnx_compress.runtime.clock import interval
 from onnx_compress.runtime.data import open_data
+from onnx_compress.runtime.race import interval
 from onnx_compress.runtime.session import Session, input_specs
 from tests.bench.zoo import Subject, subjects
 
