@@ -240,14 +240,18 @@ def test_a_loop_that_runs_no_turn_gets_its_scales_at_run_time() -> None:
     ]
 
 
+@pytest.mark.parametrize("options", [PLAIN, Int8(keep_if="always", tolerance=0.5)])
 @pytest.mark.parametrize("name", ["loop_body", "scan_body"])
-def test_bodies_of_exported_forms_are_recorded(name: str) -> None:
-    """Optional outputs that are absent, and axes of the scan's outputs: what is returned beside them fits in."""
+def test_bodies_of_exported_forms_are_recorded(name: str, options: Int8) -> None:
+    """Optional outputs that are absent, and axes of the scan's outputs: what is returned beside them fits in.
+
+    With a tolerance the body is run by itself, on all that was recorded, a scalar of booleans among it.
+    """
     path = Path(__file__).parents[1] / "models" / "tiny" / f"{name}.onnxtxt"
     model = prepare(Model.from_proto(onnx.parser.parse_model(path.read_text())), None).model
     shape = (2, 5, 4) if name == "scan_body" else (2, 4)
     given = [{"input": normal(*shape)} for _ in range(16)]
-    result = run(PLAIN, model, given)
+    result = run(options, model, given)
     assert len(quantized(result)) == 3  # > all products, those of the body among them
     before, after = (Session(m).run(given[0])["output"] for m in (model, result.model))
     assert 0 < np.square(before - after).sum() < 1e-2 * np.square(before).sum()

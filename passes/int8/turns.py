@@ -54,7 +54,9 @@ def turns(search: Search, proto: onnx.ModelProto, name: str, captured: list[str]
             count = len(values[seen[0]])
             for at in np.unique(np.linspace(0, count - 1, min(count, EACH)).astype(int)):
                 feed = {one: np.asarray(values[one]) for one in captured}
-                feed |= {v.name: values[turn][at] for v, turn in zip(body.input, seen, strict=True)}
+                feed |= {
+                    v.name: np.asarray(values[turn][at]) for v, turn in zip(body.input, seen, strict=True)
+                }
                 size += sum(value.nbytes for value in feed.values())
                 if size < KEPT:
                     feeds.append(feed)
