@@ -12,6 +12,8 @@ import onnx
 from onnx_compress.errors import CompressError, InputError, UsageError
 from onnx_compress.model.document import Model, check
 from onnx_compress.passes import known_passes
+from onnx_compress.passes.cluster import cluster
+from onnx_compress.passes.svd import svd
 from onnx_compress.pipeline import compress
 from onnx_compress.recipe import parse, resolve
 from onnx_compress.runtime.agreement import output_error
@@ -19,7 +21,7 @@ from onnx_compress.runtime.data import open_data, random_data
 from onnx_compress.runtime.session import Session, input_specs
 
 ROUNDING = 1e-4  # output error that folding a normalization, and other sums in another order, may add
-AUTO = 0.01  # the tolerance of svd and of cluster where none is typed
+AUTO = {"svd": svd.DEFAULT_TOLERANCE, "cluster": cluster.TOLERANCE}  # where none is typed
 UNBOUNDED = 0.05  # output error of a pass without data, which bounds the weights' errors only
 
 
@@ -96,8 +98,11 @@ def bound(spec: str) -> float:
     """The output error that the passes of `spec` may add together on the samples that they hold out."""
     if spec == "none":
         return 0.0
-    limits = [getattr(item, "tolerance", 0.0) for item in resolve(parse(spec), known_passes())]
-    return ROUNDING + sum(limit if isinstance(limit, float) else AUTO for limit in limits)
+    total = ROUNDING
+    for item in resolve(parse(spec), known_passes()):
+        limit = getattr(item, "tolerance", 0.0)
+        total += AUTO[item.name] if limit == "auto" else float(limit)
+    return total
 
 
 def unlike(original: Model, result: Model, *, stamped: bool) -> str:
