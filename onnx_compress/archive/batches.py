@@ -13,6 +13,7 @@ import numpy as np
 
 from onnx_compress.archive import coders, families, huffman, lanes
 from onnx_compress.archive.contexts import find_contexts
+from onnx_compress.archive.families import CENTER
 from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.tables import ABSENT, weights
 
@@ -28,7 +29,6 @@ CHAIN = 16  # batches that share lanes, at most
 MOST_SYMBOLS = 1 << 24  # of a batch
 MOST_FAMILIES = 64  # of a batch
 MOST_TAPPED = 1 << 22  # symbols of a batch with contexts, which take more memory
-CENTER = 128  # the commonest symbol of every stream
 Key = tuple[int, int, int]  # of a family: number, kinds of classes (0: contexts), taps (0: not in contexts)
 
 

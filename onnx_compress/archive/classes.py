@@ -26,7 +26,7 @@ _MOST_BASE = 34
 _LEAST, _MOST = -15, 16  # of a class
 _STEPS = 4.0  # an octave of spread
 _ODDS_STEPS = 2.0  # an octave of odds
-_CLASS_BITS = 2  # of the square root of so many classes, beside their entropy, about, as they are stored
+_CLASS_BITS = 4  # of the square root of so many classes, beside their entropy, about, as they are stored
 _FEW = 16  # cells of a row, or rows, below which there are no classes
 _NATS = 0.75 * np.log(
     2
@@ -112,7 +112,10 @@ def odds(matrix: Array, center: int, taps: int) -> tuple[Classes, Classes]:
     first_base = _base(_STEPS * np.log2(mean + 1e-3))
     # > the mean of a row with few of them says little
     logs = [_STEPS * np.log2(part + 1e-3) - first_base for part in spread]
-    first, _ = _of_logarithms(first_base, logs, round(share * matrix.size), _NATS / _STEPS**2)
+    worth = (
+        _NATS / _STEPS**2 * min(1.0, float(away.max()) / 16)
+    )  # > few symbols tell less of how far they spread
+    first, _ = _of_logarithms(first_base, logs, round(share * matrix.size), worth)
     return first, second
 
 

@@ -1,8 +1,9 @@
 """The archive file: what is fixed in its header, what is small in its index, the rest in its body.
 
     header   magic, version, sizes, checksums of itself, of the index and of the body
-    body     all bytes that are no weight, by zstd or LZMA; then small tensors, those of a kind as one weight, and the weights, batch by batch
-    index    by zstd or LZMA: files and their weights; then, batch by batch, the small fields of each chunk
+    body     all bytes that are no weight, by zstd or LZMA, but for the last of them, which the first lanes hold; then small tensors, those of a
+             kind as one weight, and the weights, batch by batch
+    index    by zstd or LZMA: files and their weights; then, batch by batch, the small fields of each chunk, and those of its families
 
 All numbers are little-endian.
 """

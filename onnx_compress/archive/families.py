@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-_FINE = ((24,), (6, 12))  # finest intervals: of spread alone, of spread and of odds
+_ZEROS = 0.1  # weight of a zero
+_FINE = ((24,), (6, 24))  # finest intervals: of spread alone, of spread and of odds
 _TABLE_BITS = 60  # a table costs, with what it takes to find out that it is another
 _FEW = 64  # symbols up to which tables need not have a shape to be one, tilted
+CENTER = 128  # the commonest symbol of every stream
 _AT_ONCE = 1 << 18
 
 
@@ -67,7 +69,9 @@ def fit(symbols: Array, cells: Sequence[Array]) -> tuple[Family, bytes, Array]:
     """The family of `symbols` (n,) uint8 whose sums of classes are `cells`, its fields, and the table of each symbol."""
     low, high = int(symbols.min()), int(symbols.max())
     count = high - low + 1
-    fine = [_even(cell, most) for cell, most in zip(cells, _FINE[len(cells) - 1], strict=True)]
+    # > where zeros are many, what there is to tell is where the others are
+    weight = (symbols != CENTER) + np.float32(_ZEROS) if len(cells) > 1 else None
+    fine = [_even(cell, most, weight) for cell, most in zip(cells, _FINE[len(cells) - 1], strict=True)]
     number = fine[0].take(cells[0])
     for place, cell in zip(fine[1:], cells[1:], strict=True):
         number = number * np.uint8(int(place[-1]) + 1) + place.take(cell)
@@ -146,13 +150,14 @@ def _fitted(counts: Array, head: Writer, *, tilted: bool) -> Array:
     return found[2].levels
 
 
-def _even(cells: Array, most: int) -> Array:
+def _even(cells: Array, most: int, weight: Array | None) -> Array:
     """The interval of each sum, so that equally many symbols are in each, or so, and none is empty: (CELLS,) uint8."""
-    counts = np.bincount(cells[:: max(1, cells.size >> 16)], minlength=CELLS)
+    step = max(1, cells.size >> 16)
+    counts = np.bincount(cells[::step], None if weight is None else weight[::step], minlength=CELLS)
     used = np.flatnonzero(counts)
     if used.size > most:
-        before = counts.cumsum() - (counts + 1) // 2
-        used = np.searchsorted(before * most // int(counts.sum()), np.arange(most))
+        before = counts.cumsum() - counts / 2
+        used = np.searchsorted(before * (most / counts.sum()), np.arange(most))
         used = np.unique(used[used < CELLS])
     # > what is below the first is in its interval
     return np.maximum(np.searchsorted(used, np.arange(CELLS), side="right") - 1, 0).astype(np.uint8)

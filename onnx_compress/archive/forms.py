@@ -35,6 +35,7 @@ _FEW_LEFT = 0.05  # share of words that are left, below which gaps may be shorte
 _CONTEXT_CODERS = ("auto", "ans", "range")
 _CONTEXT_SHARE = 0.15  # of the commonest symbol, from which on contexts do more for taps than differences
 _FEW_CONTEXT_SHARE = 0.08  # of few symbols
+_RARE_SHARE = 0.998  # of the commonest symbol, from which on gaps are as short as flags in classes
 _HUFFMAN_SHARE = 0.3  # of the commonest symbol, from which on a code of whole bits does better by gaps
 # > families: those of the most bits a symbol come last, where lanes take in what they can
 FLAGS, GAPS, VALUES, LEFT, PLANES = 0, 1, 2, 3, 8
@@ -108,7 +109,7 @@ def byte_form(symbols: Array, taps: int, coder: str, family: int) -> Form:
         return form_of("plain", plan_stream(symbols, coder, family, floor=False, counts=counts))
     if taps > 1 and share > (_FEW_CONTEXT_SHARE if few else _CONTEXT_SHARE) and coder in _CONTEXT_CODERS:
         return form_of("plain", plan_taps(symbols, taps, family, counts))
-    if share > (_HUFFMAN_SHARE if coder == "huffman" else 1 - _FEW_LEFT):
+    if share > (_HUFFMAN_SHARE if coder == "huffman" else _RARE_SHARE):
         found = sparse_forms(symbols, common, 1, coder)
         if found:
             return min(found, key=lambda form: form.size)

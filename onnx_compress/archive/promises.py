@@ -11,7 +11,6 @@ import numpy as np
 from onnx_compress.archive import coders, families, huffman, lanes
 from onnx_compress.archive.batches import (
     BATCH_CODERS,
-    CENTER,
     MOST_FAMILIES,
     MOST_SYMBOLS,
     MOST_TAPPED,
@@ -19,6 +18,7 @@ from onnx_compress.archive.batches import (
     frequencies,
 )
 from onnx_compress.archive.contexts import Contexts, Kernels
+from onnx_compress.archive.families import CENTER
 from onnx_compress.archive.fields import Reader, damaged
 from onnx_compress.archive.tables import weights
 from onnx_compress.archive.tilts import Tilts

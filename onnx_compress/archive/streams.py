@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from onnx_compress.archive.batches import CENTER, Stream
+from onnx_compress.archive.batches import Stream
 from onnx_compress.archive.classes import Classes, odds, spreads
 from onnx_compress.archive.contexts import MOST_TAPS
+from onnx_compress.archive.families import CENTER
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.general import squeeze, stretch
 from onnx_compress.archive.promises import Pending, Promise
