@@ -13,10 +13,9 @@ from onnx import TensorProto
 
 from onnx_compress.archive.batches import MOST_SYMBOLS
 from onnx_compress.archive.contexts import MOST_TAPS
+from onnx_compress.archive.families import BYTES, DIGITS
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.forms import (
-    BYTES,
-    DIGITS,
     FORMS,
     Form,
     byte_form,

@@ -28,6 +28,9 @@ _ZEROS = 0.1  # weight of a zero
 _FINE = ((24,), (6, 24))  # finest intervals: of spread alone, of spread and of odds
 _TABLE_BITS = 60  # a table costs, with what it takes to find out that it is another
 _FEW = 64  # symbols up to which tables need not have a shape to be one, tilted
+# > numbers of families: those of the most bits a symbol come last, where lanes take in what they can
+FLAGS, GAPS, VALUES, LEFT, PLANES, DIGITS = 0, 1, 2, 3, 8, 1 << 10
+BYTES, RESTS, OWN = 1 << 17, (1 << 17) + 256, 1 << 18  # > from OWN on, families of one stream
 CENTER = 128  # the commonest symbol of every stream
 _AT_ONCE = 1 << 18
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive.batches import Batch, Stream
+from onnx_compress.archive.families import FLAGS, GAPS, LEFT, PLANES, RESTS
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.streams import counts_of, entropy, plan_stream, plan_taps, raw_stream, read_stream
 
@@ -37,9 +38,6 @@ _CONTEXT_SHARE = 0.15  # of the commonest symbol, from which on contexts do more
 _FEW_CONTEXT_SHARE = 0.08  # of few symbols
 _RARE_SHARE = 0.998  # of the commonest symbol, from which on gaps are as short as flags in classes
 _HUFFMAN_SHARE = 0.3  # of the commonest symbol, from which on a code of whole bits does better by gaps
-# > families: those of the most bits a symbol come last, where lanes take in what they can
-FLAGS, GAPS, VALUES, LEFT, PLANES = 0, 1, 2, 3, 8
-DIGITS, BYTES, RESTS = 1 << 10, 1 << 17, (1 << 17) + 256
 _PLAIN = 32  # symbols up to which one table for zeros and others is as short as two
 
 

@@ -11,11 +11,9 @@ from onnx import TensorProto
 
 from onnx_compress.archive.batches import Stream
 from onnx_compress.archive.digits import Digits, digit_form, read_digits
+from onnx_compress.archive.families import BYTES, PLANES, VALUES
 from onnx_compress.archive.forms import (
-    BYTES,
     FORMS,
-    PLANES,
-    VALUES,
     Form,
     byte_form,
     form_of,

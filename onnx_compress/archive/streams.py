@@ -10,7 +10,7 @@ import numpy as np
 from onnx_compress.archive.batches import Stream
 from onnx_compress.archive.classes import Classes, odds, spreads
 from onnx_compress.archive.contexts import MOST_TAPS
-from onnx_compress.archive.families import CENTER
+from onnx_compress.archive.families import BYTES, CENTER, DIGITS, OWN
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.general import squeeze, stretch
 from onnx_compress.archive.promises import Pending, Promise
@@ -25,11 +25,8 @@ if TYPE_CHECKING:
 
 CODERS = ("auto", "ans", "range", "huffman", "zstd")
 WAYS = ("raw", "zstd", "constant", "coded", "peaked", "taps")  # as stored: the place is the number
-OWN = 1 << 18  # the number of a family of one
-_MOST_NUMBER = 1 << 19
-VALUES = range(1 << 10, 1 << 17)  # families of digits
-_OWN_VALUES = 1 << 15
-_OWN = 1 << 12  # symbols from which on a stream may be one
+_OWN_DIGITS = 1 << 15  # symbols from which on digits are a family of their own
+_OWN = 1 << 12  # and what is like no other
 _PEAK = 0.25  # share of the commonest symbol from which on it has classes of its own
 _FEW = 4  # symbols up to which it has not
 _SAMPLE = 1 << 16  # symbols that tell whether a stream can be coded at all
@@ -75,8 +72,9 @@ def _stored(way: str, value: int | None, body: bytes) -> Stream:
 def _coded(matrix: Array, family: int, taps: int, counts: Array, size: float) -> Stream:
     center = int(counts.argmax())
     peaked = int(counts[center]) > _PEAK * matrix.size and int(np.count_nonzero(counts)) > _FEW
-    # > what is like no other shares no tables; nor do the places of values that a tensor has for itself, where they are many
-    if matrix.size > (_OWN_VALUES if family in VALUES else _OWN) and (family in VALUES or is_rough(counts)):
+    # > what is like no other shares no tables; nor do many places of values that a tensor has for itself
+    digits = DIGITS <= family < BYTES
+    if matrix.size > (_OWN_DIGITS if digits else _OWN) and (digits or is_rough(counts)):
         family = OWN + (zlib.crc32(counts.tobytes()) & 0xFFFF)
     classes = odds(matrix, center, taps) if peaked else (spreads(matrix, center, taps),)
     head = _head("peaked" if peaked else "coded", family, center, classes[0].taps.size)
@@ -118,7 +116,7 @@ def read_stream(head: Reader, body: Reader, rows: int, columns: int, batch: Pend
         return lambda: np.frombuffer(data if way == "raw" else stretch(data, size), np.uint8).reshape(
             rows, columns
         )
-    family, center, taps = head.number(_MOST_NUMBER - 1), head.number(255), head.number(MOST_TAPS)
+    family, center, taps = head.number(2 * OWN - 1), head.number(255), head.number(MOST_TAPS)
     if not taps or columns % taps or not size:
         raise damaged("kernels do not fill their rows")
     kinds = ("taps", "coded", "peaked").index(way)
