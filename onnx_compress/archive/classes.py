@@ -7,6 +7,7 @@ tables. What does not pay for its classes has none.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -137,14 +138,18 @@ def _classes(away: Array, taps: int) -> Classes:
     across, down = _sums(away, 1)[:2]
     base = _base(_STEPS * np.log2(float(across.sum()) / away.size + 1e-3))
     kernels = down.reshape(-1, taps)
-    found = []
-    for parts in ((across, down, down[:0]), (across, kernels.sum(axis=1), kernels.sum(axis=0)))[
-        : 1 + (taps > 1)
-    ]:
-        logs = [_STEPS * np.log2(part * (max(part.size, 1) / away.size) + 1e-3) - base for part in parts]
-        logs[2] = logs[2] if logs[2].size else np.zeros(1)
-        found.append(_of_logarithms(base, logs, away.size, _NATS / _STEPS**2))
+    worth = _NATS / _STEPS**2
+    rows, columns = _logarithms(across, away.size, base), _logarithms(down, away.size, base)
+    found = [_of_logarithms(base, [rows, columns, np.zeros(1)], away.size, worth)]
+    if taps > 1:
+        apart = [_logarithms(kernels.sum(axis=axis), away.size, base) for axis in (1, 0)]
+        found.append(_of_logarithms(base, [rows, *apart], away.size, worth))
     return max(found, key=lambda one: one[1])[0]
+
+
+def _logarithms(sums: Array, size: int, base: int) -> Array:
+    """Of the means of `size` numbers in parts, from their sums, in steps from `base` on."""
+    return _STEPS * np.log2(sums * (sums.size / size) + 1e-3) - base
 
 
 def _base(value: float) -> int:
@@ -163,10 +168,12 @@ def _of_logarithms(base: int, logs: list[Array], size: int, worth: float) -> tup
     for log in logs:
         count = size / log.size
         # > what rounding to a stride loses, count · worth · stride² / 12, against the bits it spares a class
-        stride = 1 << int(np.clip(np.rint(0.5 * np.log2(6 / (np.log(2) * worth * count + 1e-9))), 0, 2))
-        found = np.clip(stride * np.rint(log / stride), _LEAST, _MOST).astype(np.int8)
-        gain = worth * count * float(np.square(found.astype(np.float64)).sum())
-        gain -= _entropy(found) * log.size + _CLASS_BITS * np.sqrt(log.size)
+        stride = 1 << min(max(round(0.5 * math.log2(6 / (math.log(2) * worth * count + 1e-9))), 0), 2)
+        rounded = np.minimum(np.maximum(stride * np.rint(log / stride), _LEAST), _MOST)
+        gain = worth * count * float(rounded @ rounded) - _CLASS_BITS * math.sqrt(log.size)
+        found = rounded.astype(np.int8)
+        if gain > 0:
+            gain -= _entropy(found) * log.size
         saved += max(gain, 0.0)
         parts.append(found if gain > 0 else np.zeros(log.size, np.int8))
     return Classes(base, *parts), saved
