@@ -51,7 +51,7 @@ FAMILIES = (
     ),
     Family(
         (ASSETS / "cifar10" / "resnet20.onnx",),
-        ("--data", str(ASSETS / "cifar10" / "calib.npz"), "--samples", "256"),
+        ("--data", str(ASSETS / "cifar10" / "calib.npz"), "--samples", "1024"),
         (
             "",
             "int8",
@@ -63,7 +63,7 @@ FAMILIES = (
     ),
     Family(
         (ASSETS / "imagenet" / "efficientnet_lite0.onnx",),
-        ("--data", str(ASSETS / "imagenet" / "calib"), *PICTURES, "--samples", "16"),
+        ("--data", str(ASSETS / "imagenet" / "calib"), *PICTURES, "--samples", "1024"),
         ("", "int8", *CLUSTERS, *SPARSE),
     ),
 )
