@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
     Tensors = tuple[dict[str, Array], dict[str, Array]]
 
-LIVE = 256 * 2**20  # bytes of observed tensors that the runs under way may return
-EACH = 4  # batches that every core gets, where there are samples enough
+LIVE = 256 * 2**20  # bytes of observed tensors that all runs under way may return,
+ONE = 32 * 2**20  # and one of them, where a sample is no more than that
+FEWEST = 16  # batches, where there are samples enough: so that cores do not wait for the last
 
 
 class Runner:
@@ -87,14 +88,13 @@ def abreast(live: int, cores: int, most: int, samples: int | None) -> tuple[int,
     """How many batches are run at once, and of how many samples, at most `most`.
 
     live: bytes of observed tensors of a sample. Batches that each have one core wait for no other: a third faster than all
-    cores for one batch.
+    cores for one batch. Their size does not depend on the cores, so neither do sums over them.
     """
-    room = max(1, LIVE // max(live, 1))
-    number = min(cores, room)
-    size = min(most, room // number)
+    size = min(most, ONE // max(live, 1))
     if samples is not None:
-        size = min(size, -(-samples // (EACH * number)))
-    return number, max(1, size)
+        size = min(size, -(-samples // FEWEST))
+    size = max(1, size)
+    return max(1, min(cores, LIVE // max(live * size, 1))), size
 
 
 def ahead(
