@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.errors import InputError
-from onnx_compress.runtime.session import Session
+from onnx_compress.runtime.session import INLINE, Session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 KEEP = 256 * 2**20  # bytes of a reference's outputs up to which they are kept instead of recomputed
+FEW = 32  # samples
 LIMIT_DB = 200.0  # equal outputs have no finite ratio; float32 cannot tell 150 dB from it
 
 
@@ -69,18 +70,23 @@ class Reference:
         return self._compare(candidate).agreements()
 
     def _compare(self, candidate: Model) -> Comparison:
-        session = Session(candidate, threads=self._threads)
+        session = self._opened(candidate)
         comparison = Comparison()
         for feeds, expected in self._pairs():
             comparison.add(expected, session.run(feeds), batch_rows(feeds))
         return comparison
+
+    def _opened(self, model: Model) -> Session:
+        # > of a large model, to lay the weights out in blocks takes longer than that saves on a few samples
+        few = getattr(self.data, "samples", FEW + 1) <= FEW
+        return Session(model, threads=self._threads, layout=not few or model.nbytes <= INLINE)
 
     def _pairs(self) -> Iterator[tuple[Mapping[str, Array], dict[str, Any]]]:
         """Each batch of feeds, with the reference's outputs for it."""
         if self._kept is not None:
             yield from zip(self.data.batches(self._batch), self._kept, strict=True)
             return
-        session = Session(self.model, threads=self._threads)
+        session = self._opened(self.model)
         kept: list[dict[str, Any]] = []
         size = 0
         for feeds in self.data.batches(self._batch):

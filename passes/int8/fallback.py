@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 RETURNED = 12  # layers at most that are tried in integers again
-LOADED = 6e8  # bytes of all models that rank the layers, and twice those that try them again
+LOADED = 4e8  # bytes of all models that rank the layers, and four times those that try them again
 
 
 def sensitivities(quantizer: Quantizer, judge: Judge) -> dict[str, float]:
@@ -59,7 +59,8 @@ def hold(
 
     low, high, best = 0, len(ranked), None  # > low is known to miss
     while high - low > 1:
-        count = (low + high) // 2
+        # > doubled until it is enough: mostly a few layers are
+        count = (low + high) // 2 if best is not None else min(max(2 * low, 1), high - 1)
         tried = attempt(ranked[:count])
         if tried[2] <= tolerance:
             high, best = count, tried
@@ -67,7 +68,7 @@ def hold(
             low = count
     kept = ranked[:high]
     # > errors of layers do not add: one that matters alone may not matter beside those kept already
-    tries = min(RETURNED, int(LOADED / 2 / max(quantizer.model.nbytes, 1)))
+    tries = min(RETURNED, int(LOADED / 4 / max(quantizer.model.nbytes, 1)))
     for one in kept[::-1][1 : 1 + tries] if best is not None else ():
         tried = attempt([other for other in kept if other != one])
         if tried[2] <= tolerance:
