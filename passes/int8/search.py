@@ -76,6 +76,7 @@ class Search:
     given: int
     decisions: list[Decision] = field(default_factory=list)
     macs: float | None = None
+    looks: dict[int, Reference] = field(default_factory=dict)
 
     def integer(self) -> Found:
         """The most of the model in integers that is within the bound."""
@@ -104,9 +105,7 @@ class Search:
             return self._found(Made(quantizer, fewer, layered, less, followers=False))
         if self.options.rules.widens and self.options.codes.steps < WIDE:
             return replace(self, options=replace(self.options, activations="uint16")).integer()
-        look = self.held.take(self.affordable(SENSED, LOOK_WORK))
-        quick = Reference(job.original, look, threads=job.clock.threads).error
-        best = hold(quantizer, self.judge, quick, self.bound, followers=error <= less)
+        best = hold(quantizer, self.judge, self._quick(SENSED), self.bound, followers=error <= less)
         if best is None:
             return self.in_float(f"with any layer in int8 it misses {asked(job, self.options.tolerance)}")
         return self._found(Made(quantizer, *best, followers=error <= less))
@@ -117,12 +116,19 @@ class Search:
             self.macs = macs_of_sample(self.job.model, next(iter(self.held.batches(1))))
         return affordable(samples, self.macs, work, FEWEST)
 
+    def _quick(self, samples: int) -> Callable[[Model], float]:
+        """The output error on so many held-out samples, or what a look affords of them."""
+        count = self.affordable(samples, LOOK_WORK)
+        if count not in self.looks:
+            look = self.held.take(count)
+            self.looks[count] = Reference(self.job.original, look, threads=self.job.clock.threads)
+        return self.looks[count].error
+
     def _balanced(self, model: Model) -> Model:
         """The model after equalization and smoothing: which of them, quantized quickly, has the smaller error."""
         options, threads = self.options, self.job.clock.threads
-        count = self.affordable(LOOKED, LOOK_WORK)
-        quick = Reference(self.job.original, self.held.take(count), threads=threads).error
-        fit = self.fit.take(count)
+        quick = self._quick(LOOKED)
+        fit = self.fit.take(self.affordable(LOOKED, LOOK_WORK))
         choices = Choices(
             options.calibrate,
             options.weights == "per-channel",
