@@ -68,7 +68,8 @@ def preflight(
     check(model)
     if not model.proto.graph.output:
         raise InputError("the model has no outputs, so there is nothing to run or to compare")
-    infer(model, input_shapes)  # the words first: a wrong size is a UsageError
+    if input_shapes:
+        infer(model, input_shapes)  # the words first: a wrong size is a UsageError
     session, why = _load(model, threads)
     if session is None:
         warning = f"the model cannot be run, so nothing is measured or verified: {why}"
