@@ -36,6 +36,7 @@ SENSED = 32  # held-out samples by which layers are ranked
 LOOK_WORK = 1.6e10  # multiply-adds of one such look: of a larger model fewer samples
 FEWEST = 3  # samples of a look all the same
 AIM_WORK = 4e10  # multiply-adds of a run over the samples that the means of outputs are taken from
+LITTLE = 0.02  # of a model: less is not stored in int8 where it runs in float
 WIDE = 2**16 - 1  # steps of activations in 16 bits
 MIXING = {"MatMul", "Softmax"}  # followers that may or may not pay: products of activations
 
@@ -167,6 +168,9 @@ class Search:
         """With the weights of what runs in float stored in int8, those of layers kept for the tolerance last."""
         excluded = set(self.options.kept(self.job.model))
         sensitive = set(found.placement.left) if found.placement is not None else set()
+        saved = 3 * sum(math.prod(weight.shape) for weight in store(found.model, excluded)[1])
+        if saved < LITTLE * found.model.nbytes:
+            return found  # > not worth a search and a clock
         model, weights = self.most(found.model, lambda out: store(found.model, excluded | out), sensitive)
         if not weights:
             return found
