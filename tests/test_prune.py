@@ -12,14 +12,16 @@ from channel_cases import parse
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
-from onnx_compress.model.channels import Unit
+from onnx_compress.model.channels import Channels, Unit
 from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model, check
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.prune import Prune
 from onnx_compress.passes.prune.allocate import counts
 from onnx_compress.passes.prune.cost import Macs, Measure, Params, Tally, after
+from onnx_compress.passes.prune.plan import by_kind
 from onnx_compress.runtime.agreement import output_error
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
@@ -269,3 +271,32 @@ def test_units_that_only_computed_weights_read_go_by_what_makes_them() -> None:
     assert [list(t.dims) for t in halved.proto.graph.initializer if t.name == "w1"] == [[4, 3, 1, 1]]
     kept = run(model, data, macs=0.5, round_to=1)
     assert any("take over" in skip.why for skip in kept.skips)
+
+
+SPLIT = """
+    g (float[N,3,4,4] x, float[GROUPS,3,1,1] w0, float[6,1,1,1] w1, float[2,6,1,1] w2) => (float[N,2,4,4] y) {
+        p = Conv (x, w0)
+        grouped = Conv <group = GROUPS> (p, w1)
+        half = Constant <value_ints = [3, 3]> ()
+        low, high = Split <axis = 1> (grouped, half)
+        swapped = Concat <axis = 1> (high, low)
+        y = Conv (swapped, w2)
+    }"""
+
+
+@pytest.mark.parametrize(("groups", "kinds"), [(2, 1), (3, 2)])
+def test_no_axis_is_emptied_by_kinds_that_overlap(groups: int, kinds: int) -> None:
+    """Whole groups, and an output of each group. Of two groups one is a half of what is split, and can never go; of three
+    one can, and so can every second output, but not both: what is told to have gone is what went.
+    """
+    loaded = Model.from_proto(parse(SPLIT.replace("GROUPS", str(groups))))
+    model = prepare(loaded, infer(loaded)).model
+    units, _ = Channels(Surgery(model), infer(model)).units()
+    assert len(by_kind(units)) == kinds
+    x = np.random.default_rng(0).normal(size=(64, 3, 4, 4)).astype(np.float32)
+    result = run(model, open_data([{"x": x}], input_specs(model)), tolerance=1.0, round_to=1)
+    check(result.model)
+    (before, after), *more = [(int(change.before), int(change.after)) for change in result.changes]
+    left = {tensor.name: list(tensor.dims) for tensor in result.model.proto.graph.initializer}
+    assert not more
+    assert left["w1"][0] == 6 * after // before

@@ -17,7 +17,7 @@ from onnx_compress.model.ties import Ties
 from onnx_compress.model.units import Closure, Grid, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -147,10 +147,10 @@ class Channels:
 
         Of units that together would take all of an axis, the last ones stay. Returns the units that went.
         """
-        going = list(units)
-        gone = self._gone(going)
+        going = self.removable(units)
         if not going:
             return going
+        gone = self._gone(going)
 
         def keep(labels: Labels) -> NDArray[np.bool_]:
             return ~gone[self.ties.roots(labels)]
@@ -173,6 +173,23 @@ class Channels:
         self.surgery.forget_shapes(changed)
         return going
 
+    def every_axis(self) -> Iterator[Labels]:
+        """The roots of the labels of each static axis of each tensor."""
+        return (
+            self.ties.roots(labels) for axes in self._axes.values() for labels in axes if labels is not None
+        )
+
+    def removable(self, units: Iterable[Unit]) -> list[Unit]:
+        """`units` without the last of those that together would take all of an axis: kinds may overlap."""
+        going = list(units)
+        axes = list(self.every_axis())
+        while True:
+            gone = self._gone(going)
+            emptied = next((roots for roots in axes if roots.size and gone[roots].all()), None)
+            if emptied is None:
+                return going
+            del going[max(i for i, unit in enumerate(going) if not unit.labels.isdisjoint(emptied.tolist()))]
+
     # inside
 
     def _apply(self, rule: Callable[[Channels, gs.Node], None], node: gs.Node) -> None:
@@ -185,20 +202,12 @@ class Channels:
             # > a node may lack what its op demands, or have a rank that its rule does not know: it then stops channels
             barrier(self, node)
 
-    def _gone(self, units: list[Unit]) -> NDArray[np.bool_]:
-        """Which labels go with `units`, from which those are dropped that would empty an axis."""
-        axes = [
-            self.ties.roots(labels) for axes in self._axes.values() for labels in axes if labels is not None
-        ]
-        while True:
-            gone = np.zeros(self.ties.size, bool)
-            for unit in units:
-                gone[list(unit.labels)] = True
-            emptied = next((roots for roots in axes if roots.size and gone[roots].all()), None)
-            if emptied is None:
-                return gone
-            last = max(i for i, unit in enumerate(units) if not unit.labels.isdisjoint(emptied.tolist()))
-            del units[last]
+    def _gone(self, units: Iterable[Unit]) -> NDArray[np.bool_]:
+        """Which labels go with `units`."""
+        gone = np.zeros(self.ties.size, bool)
+        for unit in units:
+            gone[list(unit.labels)] = True
+        return gone
 
     def _known(self, tensor: gs.Tensor) -> bool:
         return (

@@ -102,6 +102,7 @@ class Closure:
         units: dict[frozenset[int], Unit] = {}
         why: dict[int, str] = {}
         covered: set[int] = set()
+        axes = self._axes()
         for seed in places:
             if self.owners[0][seed] >= 0 or (self.choices > CHOICES and seed in covered):
                 continue
@@ -110,16 +111,20 @@ class Closure:
                 why[seed] = dead
             elif dead not in units:
                 unit = Unit(dead, _gather(dead, places))
-                whole = any(len(indices) == self._size(place) for place, indices in unit.places.items())
-                if whole:
+                if any(axis <= dead for root in dead for axis in axes.get(root, ())):
                     why[seed] = "all of its axis would go at once"
                 elif unit.places:
                     units[dead] = unit
                     covered |= dead
         return list(units.values()), self._pinned(list(units.values()), why)
 
-    def _size(self, place: tuple[str, int]) -> int:
-        return int(self.channels.constants[place[0]].shape[place[1]])
+    def _axes(self) -> dict[int, list[frozenset[int]]]:
+        """The labels of every axis, of weights and of what flows between them, that could all go; by one of them."""
+        found: dict[int, list[frozenset[int]]] = defaultdict(list)
+        for roots in {frozenset(roots.tolist()) for roots in self.channels.every_axis()}:
+            if roots and not self.pins[list(roots)].any():
+                found[min(roots)].append(roots)
+        return found
 
     def _pinned(self, units: list[Unit], why: dict[int, str]) -> dict[str, str]:
         """What holds each axis of a float weight that no unit takes from; parts of kernels are not worth a word."""

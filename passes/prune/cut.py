@@ -44,6 +44,7 @@ def cut(
     """`model` without `units`, each consumer of theirs refitted on the statistics of the whole model's activations."""
     surgery = Surgery(model)
     channels = Channels(surgery, dict(shapes))
+    units = channels.removable(units)
     if repair != "none":
         for reader in consumers(surgery, shapes):
             gone = [unit for unit in units if (reader.weight.name, reader.inner) in unit.places]

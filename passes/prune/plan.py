@@ -61,11 +61,13 @@ PROBE_WORK, PROBE_LEAST = (
 class Plan:
     """The model, its units as choices, what a budget measures, and what was left alone.
 
-    whole: what the job's model has of it; owners: of `readers_of`; branches: those that `model` lacks already.
+    channels: of `model`; whole: what the job's model has of what is measured; owners: of `readers_of`; branches: those
+    that `model` lacks already.
     """
 
     model: Model
     shapes: dict[str, Shape]
+    channels: Channels
     choices: list[Choice]
     measure: Measure
     tally: Tally
@@ -127,7 +129,16 @@ def make_plan(
             )
         )
     return Plan(
-        job.model, shapes, choices, what, tally, grams, skips, float(what.of({})), readers_of(surgery)
+        job.model,
+        shapes,
+        channels,
+        choices,
+        what,
+        tally,
+        grams,
+        skips,
+        float(what.of({})),
+        readers_of(surgery),
     )
 
 

@@ -168,6 +168,7 @@ class Prune:
             warnings += [warning] if warning else []
             repairer.settle(units)
             model = repairer.model(units)
+        units = plan.channels.removable(units)
         skips = plan.skips + unpruned(plan, units)
         found = curves(plan, units) if held is not None else []
         return Result(model, changes(plan, units), skips, list(job.clock.decisions), warnings, found)

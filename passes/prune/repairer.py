@@ -75,6 +75,7 @@ class Repairer:
 
     def _made(self, units: Sequence[Unit], data: Data | None, *, quick: bool, variance: bool) -> Model:
         plan, job = self.plan, self.job
+        units = plan.channels.removable(units)
         model = cut(plan.model, plan.shapes, units, plan.grams, self.repair, DAMPING)
         if self.repair != "least-squares" or data is None or not (units or plan.branches):
             return model
