@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_compress.account import close
 from onnx_compress.contract import silent
 from onnx_compress.errors import InputError
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
 from onnx_compress.preflight import preflight
 from onnx_compress.proof import prove, sample
 from onnx_compress.report.build import Step
@@ -20,6 +20,8 @@ from onnx_compress.stages import Stages, cost_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    from onnx_compress.model.document import Model
 
     Progress = Callable[[int, int, str], None]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onnx_compress.account import close
 from onnx_compress.contract import silent
 from onnx_compress.model import prepare as preparation
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
 from onnx_compress.model.lossless import copy_checked
 from onnx_compress.model.order import sort_nodes
 from onnx_compress.preflight import Preflight, preflight
@@ -24,6 +24,8 @@ from onnx_compress.stages import Line, Stages, cost_of, examine, run_passes, ski
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
+
+    from onnx_compress.model.document import Model
 
     Progress = Callable[[int, int, str], None]
 

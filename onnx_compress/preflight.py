@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from onnx_compress.errors import InputError, LimitError, UsageError
-from onnx_compress.model.document import check
+from onnx_compress.model.check import check
 from onnx_compress.model.shapes import Shape, dtypes, infer
 from onnx_compress.runtime.data import random_data
 from onnx_compress.runtime.session import INLINE, Session, input_specs

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_compress.contract import Job, Result, Skip
 from onnx_compress.errors import CompressError, InputError, LimitError, UsageError
+from onnx_compress.model.check import check
 from onnx_compress.model.cost import Cost, cost
-from onnx_compress.model.document import check
 from onnx_compress.model.shapes import infer
 from onnx_compress.preflight import shapes_at
 from onnx_compress.report.build import Step

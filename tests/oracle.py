@@ -10,7 +10,8 @@ from typing import Any
 import onnx
 
 from onnx_compress.errors import CompressError, InputError, UsageError
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.passes import known_passes
 from onnx_compress.passes.cluster import cluster
 from onnx_compress.passes.svd import svd

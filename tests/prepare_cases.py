@@ -3,7 +3,8 @@
 import numpy as np
 import onnx
 
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import Prepared, prepare
 from onnx_compress.model.walk import graphs
 from onnx_compress.runtime.session import Session, input_specs

@@ -13,7 +13,8 @@ from channel_cases import parse
 from onnx import helper, numpy_helper
 
 from onnx_compress.contract import Job
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery

@@ -12,7 +12,8 @@ from channel_cases import CASES, build, image, parse, rows
 
 from onnx_compress.errors import InputError
 from onnx_compress.model.channels import Channels, Unit
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.doubled import doubled
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.rules import BARRIERS, RULES

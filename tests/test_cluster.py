@@ -16,8 +16,9 @@ from onnx.reference import ReferenceEvaluator
 from threadpoolctl import threadpool_limits
 
 from onnx_compress.contract import Job, Result
+from onnx_compress.model.check import check
 from onnx_compress.model.codebook import Codebook, codebook_of, dense_weight, store, unfold
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.kmeans import assign, codebook, kmeans
 from onnx_compress.passes.cluster import Cluster

@@ -14,8 +14,9 @@ from threadpoolctl import threadpool_limits
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import InputError
+from onnx_compress.model.check import check
 from onnx_compress.model.codebook import Codebook, codebook_of
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery

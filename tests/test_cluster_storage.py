@@ -17,9 +17,10 @@ from onnx.reference import ReferenceEvaluator
 
 from onnx_compress.archive import pack, unpack
 from onnx_compress.contract import Job
+from onnx_compress.model.check import check
 from onnx_compress.model.codebook import Codebook, Storage, codebook_of, index_form, opset_of, store, unfold
 from onnx_compress.model.cost import cost
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.packing import Packing, packed_tensors
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer

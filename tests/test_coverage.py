@@ -11,7 +11,8 @@ import pytest
 from architectures import ARCHITECTURES
 
 from onnx_compress.contract import Job
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.passes.prune import Prune

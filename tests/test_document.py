@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto
 
 from onnx_compress.errors import InputError
-from onnx_compress.model.document import Model, check, tensors
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model, tensors
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,7 +10,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.pipeline import compress
 from onnx_compress.runtime.session import Session
 

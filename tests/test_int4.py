@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.blocks import Blocks, block_near, compensate, grid, refitted, row_errors
 from onnx_compress.passes.int4.bias import add_to_bias

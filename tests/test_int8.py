@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_compress.errors import UsageError
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.numerics.rounding import nearest
 from onnx_compress.passes.int8 import Int8

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnx_compress.contract import Job, Result
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.passes.int8 import Int8
 from onnx_compress.runtime.clock import Clock

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.passes.int8 import Int8
 from onnx_compress.passes.int8.dynamic import candidates, dynamic
 from onnx_compress.passes.int8.weightonly import weight_only

@@ -10,8 +10,9 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_compress.contract import Job, Result
+from onnx_compress.model.check import check
 from onnx_compress.model.codebook import codebook_of
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.cluster import Cluster
 from onnx_compress.passes.int8 import Int8

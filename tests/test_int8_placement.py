@@ -18,7 +18,7 @@ from int8_cases import (
 )
 from numpy.typing import NDArray
 
-from onnx_compress.model.document import check
+from onnx_compress.model.check import check
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.passes.int8.kinds import REQUANTIZED, SHARED

@@ -20,7 +20,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_compress import compress
 from onnx_compress.errors import InputError
 from onnx_compress.model import lossless
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.lossless import copy_model
 
 DATA = Path(onnx.backend.test.__file__).parent / "data"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.passes import PASSES
 from onnx_compress.pipeline import compress
 from onnx_compress.runtime.agreement import output_error

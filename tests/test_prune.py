@@ -13,8 +13,9 @@ from channel_cases import parse
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
 from onnx_compress.model.channels import Channels, Unit
+from onnx_compress.model.check import check
 from onnx_compress.model.cost import cost
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery

@@ -13,8 +13,9 @@ import pytest
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
+from onnx_compress.model.check import check
 from onnx_compress.model.codebook import dense_weight
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.leastsquares import output_error as layer_error
 from onnx_compress.numerics.leastsquares import refit

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.runtime.session import Session
 

@@ -15,8 +15,9 @@ from svd_cases import CASES, METHODS, at_full_rank, conv, model_of, run
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import UsageError
+from onnx_compress.model.check import check
 from onnx_compress.model.cost import cost
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery

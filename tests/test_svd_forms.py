@@ -12,8 +12,9 @@ from onnx import TensorProto, helper
 from svd_cases import CASES, run
 
 from onnx_compress.contract import Job, Result
+from onnx_compress.model.check import check
 from onnx_compress.model.cost import cost
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.document import Model
 from onnx_compress.model.shapes import infer
 from onnx_compress.numerics.vbmf import vbmf_rank
 from onnx_compress.passes.svd import Svd

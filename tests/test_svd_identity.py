@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from svd_cases import CASES, METHODS, at_full_rank, conv, matmul_like, run, transpose
 
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.cp import cp_product
@@ -18,6 +18,9 @@ from onnx_compress.passes.svd.aim import plain_problem, solve
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.forms import Form, Method, can
 from onnx_compress.passes.svd.layers import find_layers
+
+if TYPE_CHECKING:
+    from onnx_compress.model.document import Model
 
 SETTINGS = settings(max_examples=25, deadline=None, derandomize=True)
 ROUNDING = 3e-4  # two or three float32 sums of up to a hundred terms instead of one

@@ -7,12 +7,10 @@ and a node moved or copied into another graph keeps its weight.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import mmap
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,9 +22,8 @@ from onnx import TensorProto
 from onnx_compress.errors import InputError
 from onnx_compress.model import wire
 from onnx_compress.model.external import map_external, open_regular, real_folder
-from onnx_compress.model.inline_functions import refuse_endless
-from onnx_compress.model.sound import PACKED, refuse_unsound
-from onnx_compress.model.staging import staging_file
+from onnx_compress.model.sound import PACKED
+from onnx_compress.model.staging import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -154,7 +151,7 @@ class Model:
         for tensor in tensors(proto):
             blob = self.blob(tensor)
             if blob is not None:
-                _clear_reference(tensor)
+                clear_reference(tensor)
                 tensor.raw_data = blob.tobytes()
         return proto
 
@@ -166,7 +163,7 @@ class Model:
         for tensor in tensors(proto):
             blob = self.blob(tensor)
             if blob is not None:
-                _clear_reference(tensor)
+                clear_reference(tensor)
                 tensor.raw_data = wire.mark(len(weights))
                 weights[tensor.raw_data] = blob
         return proto.SerializeToString(), weights
@@ -190,7 +187,7 @@ class Model:
                 offsets[key] = at
                 pieces.append(blob)
                 at += -(-blob.nbytes // ALIGNMENT) * ALIGNMENT
-            _clear_reference(tensor)
+            clear_reference(tensor)
             tensor.data_location = TensorProto.EXTERNAL
             for word, value in (("location", data_name), ("offset", offsets[key]), ("length", blob.nbytes)):
                 tensor.external_data.add(key=word, value=str(value))
@@ -219,7 +216,7 @@ _PREFIX = "onnx-compress:"  # no file can be meant: a reference never leaves thi
 def tensors(message: Any) -> Iterator[TensorProto]:
     """Every TensorProto inside `message`, at any depth, in file order."""
     for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.name in _LEAVES:
+        if field.message_type is None or field.message_type.name in LEAVES:
             continue
         for item in value if field.is_repeated else [value]:
             if isinstance(item, TensorProto):
@@ -228,55 +225,12 @@ def tensors(message: Any) -> Iterator[TensorProto]:
                 yield from tensors(item)
 
 
-_LEAVES = {"ValueInfoProto", "StringStringEntryProto", "OperatorSetIdProto", "TensorAnnotation"}
+LEAVES = {"ValueInfoProto", "StringStringEntryProto", "OperatorSetIdProto", "TensorAnnotation"}
 
 
 def _prefixed(length: int) -> int:
     """Bytes of a protobuf field of `length` bytes with its tag and length."""
     return length + 1 + max(1, -(-length.bit_length() // 7))
-
-
-def check(model: Model) -> None:
-    """Raises InputError, with onnx's own words, where the onnx checker does not accept the model, or it is unsound.
-
-    Raises LimitError where its functions would expand without reasonable end.
-    """
-    refuse_endless(model.proto)
-    with tempfile.TemporaryDirectory(prefix="onnx-compress-") as folder:
-        proto, pieces = model.referring("weights")
-        for place, tensor in zip(_sparse_indices(proto), _sparse_indices(model.proto), strict=True):
-            blob = model.blob(tensor)
-            if blob is not None:  # the checker reads them
-                _clear_reference(place)
-                place.raw_data = blob.tobytes()
-        size = sum(-(-piece.nbytes // ALIGNMENT) * ALIGNMENT for piece in pieces)
-        with (Path(folder) / "weights").open("wb") as file:
-            file.truncate(size)  # a hole: the checker asks only whether the file is there
-        target = Path(folder) / "model.onnx"
-        target.write_bytes(proto.SerializeToString())
-        try:
-            onnx.checker.check_model(str(target))
-        except (
-            onnx.checker.ValidationError,
-            onnx.shape_inference.InferenceError,
-            UnicodeDecodeError,
-            RuntimeError,
-        ) as error:
-            words = " ".join(str(error).split())
-            raise InputError(f"not a valid ONNX model: {words}") from error
-    refuse_unsound(model.proto, tensors(model.proto))
-
-
-def _sparse_indices(message: Any) -> Iterator[TensorProto]:
-    """The indices of every sparse tensor inside `message`, in file order."""
-    for field, value in message.ListFields():
-        if field.message_type is None or field.message_type.name in _LEAVES | {"TensorProto"}:
-            continue
-        for item in value if field.is_repeated else [value]:
-            if isinstance(item, onnx.SparseTensorProto):
-                yield item.indices
-            else:
-                yield from _sparse_indices(item)
 
 
 def _read(path: Path) -> tuple[bytes, list[Bytes]]:
@@ -337,7 +291,7 @@ def _adopt(
                 raise InputError(f"tensor {tensor.name!r} has external data, but the model has no folder")
             blob = map_external(tensor, folder, maps, home)
         _check_size(tensor, blob)
-        _clear_reference(tensor)
+        clear_reference(tensor)
         _refer(tensor, blobs, blob)
     return blobs
 
@@ -377,38 +331,10 @@ def _reference(tensor: TensorProto) -> str | None:
     return key if key.startswith(_PREFIX) else None
 
 
-def _clear_reference(tensor: TensorProto) -> None:
+def clear_reference(tensor: TensorProto) -> None:
+    """Makes `tensor` one that refers to nothing."""
     tensor.ClearField("external_data")
     tensor.ClearField("data_location")
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Any]:
-    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not."""
-    target = Path(os.path.realpath(path))  # a link stays a link: what it points to is replaced
-    with staging_file(target.parent, target.name) as (descriptor, temporary):
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
-        temporary.chmod(mode)
-        temporary.replace(target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def _save_external(model: Model, path: Path) -> None:

@@ -12,8 +12,10 @@ import onnx
 from onnx import TensorProto
 
 from onnx_compress.model import wire
-from onnx_compress.model.document import Model, check, replacing, tensors
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model, tensors
 from onnx_compress.model.external import external_place
+from onnx_compress.model.staging import replacing
 
 if TYPE_CHECKING:
     from typing import BinaryIO

@@ -8,7 +8,8 @@ import onnx
 import onnx.version_converter
 
 from onnx_compress.errors import CompressError
-from onnx_compress.model.document import LIMIT, Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import LIMIT, Model
 from onnx_compress.runtime.session import Session
 
 if TYPE_CHECKING:

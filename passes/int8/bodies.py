@@ -15,7 +15,8 @@ from onnx import helper
 
 from onnx_compress.contract import Job, Skip
 from onnx_compress.errors import InputError, LimitError
-from onnx_compress.model.document import LIMIT, Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import LIMIT, Model
 from onnx_compress.model.shapes import infer
 from onnx_compress.passes.int8.turns import turns
 from onnx_compress.runtime.data import Data

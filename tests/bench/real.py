@@ -23,7 +23,8 @@ import onnx
 
 from onnx_compress.contract import Job
 from onnx_compress.errors import CompressError
-from onnx_compress.model.document import Model, check
+from onnx_compress.model.check import check
+from onnx_compress.model.document import Model
 from onnx_compress.model.groups import groups
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
