@@ -288,7 +288,7 @@ class Prune:
         assert job.data is not None
         feeds = next(iter(job.data.batches(job.batch)))
         before, after = job.finish(job.model), job.finish(model)
-        kept = job.clock.decide("*", "keep", before, after, feeds, "not-slower").kept
+        kept = job.clock.settle("*", "keep", before, after, feeds, "not-slower").kept
         return (model, units) if kept else (job.model, [])
 
 

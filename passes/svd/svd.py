@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from onnx_compress.passes.svd.layers import Layer
     from onnx_compress.passes.svd.ranks import Option
 
-DEFAULT_TOLERANCE = 0.015  # of the outputs' variance
+DEFAULT_TOLERANCE = 0.01  # of the outputs' variance
 GRAIN = 8  # ranks without a clock: what 8 float lanes and the int8 kernels like
 
 
@@ -39,7 +39,7 @@ class Svd:
 
     name: ClassVar[str] = "svd"
     tolerance: Literal["auto"] | float | None = option(
-        "auto", "error it may add to the outputs, share of their variance (auto: 0.015)", low=0
+        "auto", "error it may add to the outputs, share of their variance (auto: 0.01)", low=0
     )
     rank: int | None = option(None, "rank of every layer", low=1)
     energy: float | None = option(None, "share of each layer's output energy to keep", low=0, high=1)
