@@ -287,6 +287,18 @@ def test_a_corrected_bias_keeps_the_mean_of_a_gemm() -> None:
     assert np.abs(Session(result.model).run(seen)["y"] - Session(source).run(seen)["y"]).max() > 1e-2
 
 
+@pytest.mark.parametrize("value", [0.1, 0.2, 0.3])
+def test_inputs_that_never_change_leave_the_outputs_alone(value: float) -> None:
+    """The variance of a constant is rounding noise, of either sign; what reads it is all bias."""
+    source = model(
+        "g (float[N,64] x) => (float[N,32] y) { y = Gemm(x, w, b) }", w=normal(64, 32), b=normal(32)
+    )
+    x = {"x": np.full((200, 64), value, np.float32)}
+    result = cluster(source, x, bits=2)
+    assert [change.what for change in result.changes] == ["cluster"]
+    np.testing.assert_allclose(Session(result.model).run(x)["y"], Session(source).run(x)["y"], atol=1e-4)
+
+
 def test_a_shared_bias_is_corrected_for_each_layer_alone() -> None:
     text = """g (float[N,64] x) => (float[N,64] y, float[N,64] z) {
         y = Gemm(x, v, b)

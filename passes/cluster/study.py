@@ -198,7 +198,8 @@ class Study:
         if zero.any():
             few = refit_work(~zero) <= WORK
             target = refit_rows(target, ~zero, grams) if few else np.where(zero, 0.0, target)
-        energy = np.diagonal(grams, axis1=1, axis2=2)
+        # > the variance of an input that is constant comes out a little below 0, too
+        energy = np.maximum(np.diagonal(grams, axis1=1, axis2=2), 0.0)
         energy = energy + DAMPING * energy.mean() + 1e-30
         mass = np.broadcast_to(energy[:, np.newaxis], rows.shape)
         style = self.style if self.book(aim.number, clusters).axis is not None else self.style.whole
