@@ -8,6 +8,8 @@ from importlib import resources, util
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.errors import UsageError
+from onnx_compress.model.groups import place_words
+from onnx_compress.report.layers import some
 from onnx_compress.report.words import (
     amount,
     comparison,
@@ -200,16 +202,22 @@ def _curves(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _channels(report: dict[str, Any]) -> dict[str, list[tuple[str, ...]]]:
     """Rows of the kinds of units, largest first, and of what is pinned, by its reason."""
     found = report["layers"].get("channels") or {"kinds": [], "pinned": []}
-    kinds = sorted(found["kinds"], key=lambda kind: -kind["units"] * len(kind["places"]))
+    kinds = sorted(found["kinds"], key=lambda kind: -kind["units"] * kind["params"])
     rows: list[tuple[str, ...]] = [
-        (amount(kind["units"]), ", ".join(f"{plain(at)} ×{taken}" for at, taken in kind["places"].items()))
+        (
+            *(amount(kind[key]) for key in ("units", "width", "params")),
+            some(kind["makes"]),
+            some(kind["reads"]),
+        )
         for kind in kinds
     ]
     axes: dict[str, list[str]] = {}
     for item in found["pinned"]:
-        axes.setdefault(plain(item["why"]), []).append(plain(item["axis"]))
+        place = place_words(item["axis"], item["node"], item["side"])
+        axes.setdefault(plain(item["why"]), []).append(plain(place))
     pinned: list[tuple[str, ...]] = [
-        (why, str(len(names)), ", ".join(names[:NAMED])) for why, names in axes.items()
+        (why, str(len(set(names))), ", ".join(list(dict.fromkeys(names))[:NAMED]))
+        for why, names in axes.items()
     ]
     return {"kinds": rows[:KINDS], "pinned": pinned}
 

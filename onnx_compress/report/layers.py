@@ -117,12 +117,12 @@ def _kinds(kinds: list[dict[str, Any]]) -> Table:
     made = table("units", "width", "parameters", "made by", "read by", "through", right=(0, 1, 2, 5))
     for kind in kinds:
         sizes = (str(kind["units"]), str(kind["width"]), amount(kind["params"]))
-        made.add_row(*sizes, _some(kind["makes"]), _some(kind["reads"]), str(len(kind["carries"]) or ""))
+        made.add_row(*sizes, some(kind["makes"]), some(kind["reads"]), str(len(kind["carries"]) or ""))
     return made
 
 
-def _some(nodes: list[str]) -> str:
-    """The first two of these names, and how many more there are."""
+def some(nodes: list[str]) -> str:
+    """The first two of these names of nodes, and how many more there are."""
     more = f" and {len(nodes) - 2} more" if len(nodes) > 2 else ""
     return ", ".join(brief(node) for node in nodes[:2]) + more or "-"
 
