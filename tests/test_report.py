@@ -227,10 +227,19 @@ def test_layers_text_shows_units_and_every_reason() -> None:
         "outputs": [{"name": "y", "shape": []}],
         "layers": [{**layer, "params": 108, "macs": 6912, "bytes": 432}],
         "units": {
-            "kinds": [{"units": 4, "places": {"w[0]": 1, "v[1]": 9}}],
+            "kinds": [
+                {
+                    "units": 4,
+                    "width": 9,
+                    "params": 63,
+                    "makes": ["c"],
+                    "reads": ["d", "e", "f"],
+                    "carries": [],
+                }
+            ],
             "pinned": [
-                {"axis": "w[2]", "why": "part of a kernel"},
-                {"axis": "v[0]", "why": "a graph output"},
+                {"axis": "w[2]", "why": "part of a kernel", "node": "c", "side": None},
+                {"axis": "v[0]", "why": "a graph output", "node": "l", "side": "outputs"},
             ],
         },
         "barriers": [{"node": "n", "why": "a custom op"}],
@@ -251,8 +260,8 @@ def test_layers_text_shows_units_and_every_reason() -> None:
         "input x: float32 Nx3x8x8",
         "output y: -",
         "c Conv 1x3x8x8 4x3x3x3 Nx? 108 6.91 k 432 B",
-        "4 w[0] (1), v[1] (9)",
-        "1 a graph output v[0]",
+        "4 9 63 c d, e and 1 more",
+        "1 a graph output l (outputs)",
         "1 a custom op n",
         "does not say beforehand",
         "quantize 1 c",

@@ -64,12 +64,8 @@ def named(name: bytes) -> bytes:
     """An archive of an empty model and a data file of this name."""
     index = Writer()
     body = tight(b"x")
-    for number in (
-        2,
-        1,
-        len(body),
-        0,
-    ):  # > files, the skeleton's bytes and those it has here, pools of small tensors
+    # > files, the skeleton's bytes, those it has here, those that lanes carry, pools of small tensors
+    for number in (2, 1, len(body), 0, 0):
         index.number(number)
     for member, content in ((b"", b""), (name, b"x")):
         index.blob(member)
