@@ -152,16 +152,29 @@ def test_decide_records_and_replays_without_timing(monkeypatch: pytest.MonkeyPat
     ("first", "timings"),
     [((0.97, 0.93, 1.01), 2), ((0.93, 0.9, 0.96), 2), ((1.2, 1.1, 1.3), 1), ((0.5, 0.4, 0.6), 1)],
 )
+@pytest.mark.parametrize(
+    ("second", "kept"), [((0.95, 0.94, 0.96), False), ((0.95, 0.9, 1.05), False), ((0.98, 0.95, 1.01), True)]
+)
 def test_a_close_call_is_timed_again_and_the_second_timing_decides(
-    first: tuple[float, float, float], timings: int, monkeypatch: pytest.MonkeyPatch
+    first: tuple[float, float, float],
+    timings: int,
+    second: tuple[float, float, float],
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What is slower in the middle, but not wholly, is kept only if it is not slower a second time."""
-    seen = iter([ratio(*first), ratio(0.95, 0.94, 0.96)])
-    timed = Clock()
-    monkeypatch.setattr(timed, "compare", lambda *_, **__: next(seen))
+    """What is slower in the middle, but not wholly, is kept only if it is not slower a second time, looked at for longer."""
+    seen = iter([ratio(*first), ratio(*second)])
+    timed, looks = Clock(), []
+
+    def compare(*_: object, runs: int = clock.RUNS) -> Ratio:
+        looks.append(runs)
+        return next(seen)
+
+    monkeypatch.setattr(timed, "compare", compare)
     decision = timed.settle("n", "keep", mlp(1), mlp(1), FEEDS, "not-slower")
     assert len(timed.decisions) == timings
-    assert decision.kept == (timings == 1 and first[2] >= 1)
+    assert decision.kept == (kept if timings == 2 else first[2] >= 1)
+    assert looks == sorted(set(looks))
 
 
 def test_always_needs_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LONGER = 3  # times as many, where the second model seems faster and the noise leaves it open
 CLOSE = 0.9  # ratio from which on a busy machine may be mistaken
+SURE = 100  # pairs, then
 ROUNDS = 6  # sets of candidates that are timed
 
 
@@ -89,10 +90,18 @@ class Clock:
     def settle(
         self, node: str, what: Literal["keep"], a: Model, b: Model, feeds: Feeds, rule: Rule
     ) -> Decision:
-        """`decide`, but a close call is timed again, and the second timing decides."""
+        """`decide`, but a close call is timed again, as long as a run's proof times it, and that decides: noise may hide that
+        the second model is slower, so it is not to seem so by more than GAIN either.
+        """
         first = self.decide(node, what, a, b, feeds, rule)
-        close = first.ratio is not None and (CLOSE <= first.ratio < 1 or first.kept != (first.ratio >= 1))
-        return self.decide(node, what, a, b, feeds, rule) if close else first
+        if first.ratio is None or not (CLOSE <= first.ratio < 1 or first.kept != (first.ratio >= 1)):
+            return first
+        earlier = self._earlier(node, what)
+        if earlier is not None:
+            return self._record(earlier)
+        ratio = self.compare(a, b, feeds, runs=SURE)
+        kept = ratio.allows(rule) and ratio.median > 1 - GAIN
+        return self._record(_decision(node, what, 0.0, kept, ratio))
 
     def propose(self, node: str, a: Model, b: Model, feeds: Feeds) -> Decision:
         """Whether micro-model `b` is faster than `a` by more than 3 % and 3 sd, worth a trial in the whole model.
