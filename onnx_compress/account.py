@@ -72,7 +72,13 @@ def _warnings(stages: Stages, result: Model, proof: Proof) -> Iterator[str]:
     """What the reader of the report should know."""
     if proof.data is not None and proof.data.random:
         yield "there is no --data: agreement is of random inputs and proves little"
-    if proof.verification.latency is not None or any(step.decisions for step in stages.steps):
+    latency = proof.verification.latency
+    if latency is not None and latency.ratio.high < 1:
+        yield (
+            f"the result is slower than the input here: {latency.ratio.median:.2f} of its speed; widths of round_to=auto "
+            "and keep_if=faster avoid it, --min-speedup 1 refuses it"
+        )
+    if latency is not None or any(step.decisions for step in stages.steps):
         name = machine.environment()["processor"]
         yield f"timings, and what was decided by them, hold for this processor only ({name})"
     quantized = any(node.op_type in QUANTIZED for node in result.proto.graph.node)

@@ -27,7 +27,9 @@ from onnx_compress.contract import Change, Job, Result, Skip
 from onnx_compress.errors import CompressError, InputError, LimitError, ThresholdError, UsageError
 from onnx_compress.model.document import Model
 from onnx_compress.recipe import option
+from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.machine import physical_cores, products_saturate
+from onnx_compress.runtime.race import Ratio, Times
 from onnx_compress.runtime.session import Session
 
 RNG = np.random.default_rng(0)
@@ -366,6 +368,16 @@ def test_without_data_agreement_is_of_random_inputs_and_labelled_so(model: Path)
     assert found["data"]["random"] is True
     assert any("random inputs" in warning for warning in found["warnings"])
     assert found["agreement"][0]["samples"] == found["data"]["samples"] > 1
+
+
+@pytest.mark.parametrize(("high", "told"), [(0.6, True), (1.01, False)])
+def test_a_result_that_is_measurably_slower_is_said_to_be(
+    model: Path, data: Path, high: float, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = Times(1.0, 1.0, 20)
+    monkeypatch.setattr(Clock, "compare", lambda *_, **__: Ratio(0.5, 0.4, high, 0.01, times, times))
+    found = compress(model, [Scale()], data=data, threads=1).report
+    assert any("slower than the input here: 0.50" in line for line in found["warnings"]) == told
 
 
 def test_a_model_that_takes_one_sample_at_a_time_gets_one(data: Path) -> None:
