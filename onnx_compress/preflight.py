@@ -12,6 +12,7 @@ import onnx
 from onnx_compress.errors import InputError, LimitError, UsageError
 from onnx_compress.model.check import check
 from onnx_compress.model.shapes import Shape, dtypes, infer
+from onnx_compress.model.sound import refuse_names_that_are_no_text
 from onnx_compress.runtime.data import random_data
 from onnx_compress.runtime.session import INLINE, Session, input_specs
 
@@ -65,6 +66,7 @@ def preflight(
 
     Raises InputError where it is not valid, or does not load or run; UsageError where `input_shapes` does not fit it.
     """
+    refuse_names_that_are_no_text(model.proto)
     check(model)
     if not model.proto.graph.output:
         raise InputError("the model has no outputs, so there is nothing to run or to compare")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +13,8 @@ from onnx_compress.model.document import Model
 from onnx_compress.preflight import preflight, shapes_at
 from onnx_compress.runtime.data import open_data
 from onnx_compress.runtime.session import input_specs
+
+MODELS = Path(__file__).parents[1] / "models"
 
 IMPORTS = 'opset_import: ["" : 17, "com.acme" : 1, "com.microsoft" : 1]'
 
@@ -140,3 +144,22 @@ def test_a_model_of_one_sample_has_static_shapes_but_for_its_symbols() -> None:
         "s = Shape(x)", "o = Constant<value = int64[2] {1, 4}>() f = Reshape(x, o) s = Shape(f)"
     )
     assert preflight(model(body)).shapes["r"] == (1, 4)
+
+
+@pytest.mark.parametrize("part", ["node", "tensor", "weight", "input", "output", "graph"])
+def test_a_name_that_is_no_text_is_refused(part: str) -> None:
+    """Protobuf reads it as bytes, and refuses to write it back: a pass would end in the middle."""
+    path = MODELS / "fashion_mlp.onnx"
+    graph = onnx.load(path).graph
+    names = {
+        "node": graph.node[1].name,
+        "tensor": graph.node[1].output[0],
+        "weight": graph.initializer[0].name,
+        "input": graph.input[0].name,
+        "output": graph.output[0].name,
+        "graph": graph.name,
+    }
+    name = names[part].encode()
+    spoilt = onnx.ModelProto.FromString(path.read_bytes().replace(name, b"\xff\x80" + name[2:]))
+    with pytest.raises(InputError, match=r"the name b'.*\\xff\\x80.*' is no text: names in ONNX are UTF-8"):
+        preflight(Model.from_proto(spoilt))

@@ -43,6 +43,20 @@ def refuse_unsound(model: onnx.ModelProto, tensors: Iterable[TensorProto]) -> No
                 )
 
 
+def refuse_names_that_are_no_text(model: onnx.ModelProto) -> None:
+    """Raises InputError for a name of a graph, node or tensor that is not UTF-8: protobuf reads it as bytes, and writes none."""
+    for graph in graphs(model.graph):
+        values = (*graph.input, *graph.output, *graph.value_info, *graph.initializer)
+        names = [graph.name, *(value.name for value in values)]
+        names += [sparse.values.name for sparse in graph.sparse_initializer]
+        for node in graph.node:
+            names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+            names += [attribute.name for attribute in node.attribute]
+        for name in names:
+            if not isinstance(name, str):
+                raise InputError(f"the name {name!r} is no text: names in ONNX are UTF-8")
+
+
 def _refuse_size(tensor: TensorProto) -> None:
     kind = tensor.data_type
     if kind == TensorProto.UNDEFINED:

@@ -116,7 +116,7 @@ class Session:
 def input_specs(model: Model) -> list[InputSpec]:
     """The inputs that must be fed: graph inputs that are no initializers.
 
-    Raises InputError for an input that is no tensor, or of no known type.
+    Raises InputError for an input that is no tensor, of no known type, or whose name is no text.
     """
     graph = model.proto.graph
     given = {tensor.name for tensor in graph.initializer} | {s.values.name for s in graph.sparse_initializer}
@@ -124,6 +124,8 @@ def input_specs(model: Model) -> list[InputSpec]:
     for value in graph.input:
         if value.name in given:
             continue
+        if not isinstance(value.name, str):
+            raise InputError(f"the name {value.name!r} is no text: names in ONNX are UTF-8")
         if not value.type.HasField("tensor_type"):
             kind = value.type.WhichOneof("value") or "untyped"
             raise InputError(f"input {value.name!r} is a {kind.removesuffix('_type')}, not a tensor")

@@ -107,6 +107,8 @@ CASES |= {
 }
 CASES |= {
     "a field of a wrong wire type": Case(raw(b"\x08\x08\x38\x05" + WHOLE), NONE + " -q"),
+    "a name that is no text": Case(raw(WHOLE.replace(b"net", b"n\xff\x80")), RUN + "svd"),
+    "a name that is no text, copied": Case(raw(WHOLE.replace(b"net", b"n\xff\x80")), NONE),
     "absent": Case(lambda _: None, NONE),
     "a folder": Case(lambda folder: (folder / "in.onnx").mkdir(), NONE),
     "a FIFO": Case(_fifo, NONE),
