@@ -21,7 +21,7 @@ from onnx_compress.model.document import Model
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.numerics.lowrank import balanced, decompose, energy
+from onnx_compress.numerics.lowrank import decompose, energy, even_scale
 from onnx_compress.numerics.spatial import spatial_factors, spatial_product, spectrum
 from onnx_compress.passes.svd import Svd, worth
 from onnx_compress.passes.svd import plan as planning
@@ -237,7 +237,8 @@ def test_scales_are_shared_evenly() -> None:
     """int8 wants neither factor, nor the tensor between, to span more than it must."""
     rng = np.random.default_rng(8)
     first, second = rng.normal(size=(3, 8)) * [[100], [1], [0]], rng.normal(size=(5, 3)) * [0.01, 1, 1]
-    one, two = balanced(first, second)
+    scale = even_scale(first, second)
+    one, two = first * scale[:, None], second / scale
     np.testing.assert_allclose(two @ one, second @ first, atol=1e-9)
     np.testing.assert_allclose(np.linalg.norm(one, axis=1)[:2], np.linalg.norm(two, axis=0)[:2])
     assert np.isfinite(one).all()

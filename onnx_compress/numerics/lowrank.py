@@ -101,12 +101,6 @@ def energy(weight: Array, gram: Array | None) -> float:
     return max(float(np.vdot(times(weight, gram), weight)), 0.0)
 
 
-def balanced(first: Array, second: Array, gram: Array | None = None) -> tuple[Array, Array]:
-    """The same product with each component's scale shared evenly: first (r, K), second (N, r)."""
-    scale = even_scale(first, second, gram)
-    return first * scale[:, None], second / scale
-
-
 def even_scale(first: Array, second: Array, gram: Array | None = None) -> Array:
     """What to multiply the rows of `first` (r, K) by, and to divide the columns of `second` (N, r) by.
 
