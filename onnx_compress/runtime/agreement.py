@@ -44,16 +44,27 @@ class Agreement:
 
 
 class Reference:
-    """The outputs of `model` on `data`, kept in memory up to `keep` bytes, beyond that recomputed at each question."""
+    """The outputs of `model` on `data`, kept in memory up to `keep` bytes, beyond that recomputed at each question.
+
+    exact: of each `Session`.
+    """
 
     def __init__(
-        self, model: Model, data: Data, *, threads: int = 0, batch: int = 32, keep: int = KEEP
+        self,
+        model: Model,
+        data: Data,
+        *,
+        threads: int = 0,
+        batch: int = 32,
+        keep: int = KEEP,
+        exact: bool = False,
     ) -> None:
         self.model = model
         self.data = data
         self._threads = threads
         self._batch = batch
         self._keep = keep
+        self._exact = exact
         self._kept: list[dict[str, Any]] | None = None
         self._spread: dict[str, float] = {}
 
@@ -79,7 +90,8 @@ class Reference:
     def _opened(self, model: Model) -> Session:
         # > of a large model, to lay the weights out in blocks takes longer than that saves on a few samples
         few = getattr(self.data, "samples", FEW + 1) <= FEW
-        return Session(model, threads=self._threads, layout=not few or model.nbytes <= INLINE)
+        layout = not few or model.nbytes <= INLINE
+        return Session(model, threads=self._threads, layout=layout, exact=self._exact)
 
     def _pairs(self) -> Iterator[tuple[Mapping[str, Array], dict[str, Any]]]:
         """Each batch of feeds, with the reference's outputs for it."""

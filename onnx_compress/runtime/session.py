@@ -41,6 +41,8 @@ class Session:
 
     threads: intra-op threads; optimize: all of onnxruntime's graph optimisations, or none of them; layout: also
     those that lay weights and activations out in blocks of channels, which all outputs must leave again;
+    exact: a product of float activations and a dequantized weight is computed in float, as the graph says: since 1.32
+    onnxruntime rounds the activations to 8 bits there, in blocks of 32, which no other runtime does;
     outputs: names of tensors to return beside the graph's outputs, or, with `trimmed`, in their place: what only the
     graph's outputs need is then not computed; profile: the start of the path that `end_profile` writes to.
     Raises InputError, with onnxruntime's reason, where it does not load.
@@ -53,6 +55,7 @@ class Session:
         threads: int = 0,
         optimize: bool = True,
         layout: bool = True,
+        exact: bool = False,
         outputs: Sequence[str] = (),
         trimmed: bool = False,
         profile: str = "",
@@ -69,6 +72,8 @@ class Session:
         options.graph_optimization_level = most if optimize else level.ORT_DISABLE_ALL
         # > spinning threads of one session slow every other session of the process down
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if exact:
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
         if profile:
             options.enable_profiling = True
             options.profile_file_prefix = profile

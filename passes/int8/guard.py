@@ -22,19 +22,19 @@ ROOM_DB = 0.3  # above --min-sqnr on held-out samples: others differ
 SCORED = 512  # samples at most whose metric is taken: their inputs are in memory
 
 
-def guard(job: Job, held: Data, tolerance: float | None) -> tuple[Judge, float]:
+def guard(job: Job, held: Data, tolerance: float | None, *, exact: bool = False) -> tuple[Judge, float]:
     """An error of a model, and its bound, that is met where all that is asked for is met.
 
-    held: samples that are not fitted on. Where nothing is asked for, the bound is infinite.
+    held: samples that are not fitted on; exact: of each `Session`. Where nothing is asked for, the bound is infinite.
     """
-    reference = Reference(job.original, held, threads=job.clock.threads)
+    reference = Reference(job.original, held, threads=job.clock.threads, exact=exact)
     bound = math.inf if tolerance is None else tolerance
     if tolerance is not None and job.model is not job.original:
         bound += reference.error(job.model)
     if job.min_sqnr is None and job.max_drop is None:
         return reference.error, bound
     limit = bound if math.isfinite(bound) else 1.0
-    drop = None if job.max_drop is None else fall(job)
+    drop = None if job.max_drop is None else fall(job, exact=exact)
 
     def judge(model: Model) -> float:
         error = reference.error(model)
@@ -52,7 +52,7 @@ def guard(job: Job, held: Data, tolerance: float | None) -> tuple[Judge, float]:
     return judge, limit
 
 
-def fall(job: Job) -> Judge:
+def fall(job: Job, *, exact: bool = False) -> Judge:
     """How far a model's metric falls below the original's on the calibration data.
 
     Where that has no targets, the share of rows whose largest value is another than the original's, which no fall of top-1
@@ -61,14 +61,14 @@ def fall(job: Job) -> Judge:
     assert job.data is not None
     data, threads, score = job.data.take(SCORED), job.clock.threads, job.score
     if score is None or not data.targets:
-        reference = Reference(job.original, data, threads=threads)
+        reference = Reference(job.original, data, threads=threads, exact=exact)
         return lambda model: max(
             (1 - row.argmax for row in reference.agreements(model) if row.argmax is not None), default=0.0
         )
     given = {**stacked(list(data.batches())), **data.targets}
 
     def scored(model: Model) -> float:
-        session = Session(model, threads=threads)
+        session = Session(model, threads=threads, exact=exact)
         return score(stacked([session.run(feeds) for feeds in data.batches()]), given)
 
     before = scored(job.original)

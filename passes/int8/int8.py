@@ -104,7 +104,7 @@ class Int8:
             data = made_up(job)
             warnings.append("int8: there is no --data, so the ranges come from random inputs")
         fit, held = data.split(seed=job.seed)
-        judge, bound = guard(replace(job, data=data), held, self.tolerance)
+        judge, bound = guard(replace(job, data=data), held, self.tolerance, exact=not self.rules.timed)
         search = Search(self, job, fit, held, judge, bound, given.nbytes)
         found = self.found(search)
         if found.model is job.model:

@@ -122,7 +122,9 @@ class Search:
         count = self.affordable(samples, LOOK_WORK)
         if count not in self.looks:
             look = self.held.take(count)
-            self.looks[count] = Reference(self.job.original, look, threads=self.job.clock.threads)
+            self.looks[count] = Reference(
+                self.job.original, look, threads=self.job.clock.threads, exact=not self.options.rules.timed
+            )
         return self.looks[count].error
 
     def _balanced(self, model: Model) -> Model:
@@ -181,7 +183,7 @@ class Search:
                 weight.node,
                 "store",
                 f"{weight.op} {size(weight.shape)} float32",
-                f"{size(weight.shape)} int8 in the file, float32 once loaded",
+                f"{size(weight.shape)} int8 in the file, dequantized by the runtime",
             )
             for weight in weights
         ]
