@@ -9,14 +9,20 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from onnx_compress.contract import Job, Result
+from onnx_compress.model.check import check
 from onnx_compress.model.document import Model
 from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
+from onnx_compress.passes.svd import Svd
 from onnx_compress.passes.svd.aim import plain_problem, solve
 from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.forms import Method, can, full_form
 from onnx_compress.passes.svd.layers import find_layers
-from onnx_compress.runtime.session import Session
+from onnx_compress.recipe import parse, resolve
+from onnx_compress.runtime.clock import Clock
+from onnx_compress.runtime.data import Data, open_data
+from onnx_compress.runtime.session import Session, input_specs
 
 if TYPE_CHECKING:
     from onnx_compress.passes.svd.factors import Factors
@@ -27,13 +33,17 @@ METHODS: tuple[Method, ...] = ("svd", "spatial", "tucker2", "cp")
 
 
 def model_of(
-    nodes: list[onnx.NodeProto], weights: dict[str, Array], shape: tuple[int | str, ...], rank: int = 0
+    nodes: list[onnx.NodeProto],
+    weights: dict[str, Array],
+    shape: tuple[int | str, ...],
+    rank: int = 0,
+    element: int = TensorProto.FLOAT,
 ) -> Model:
-    """A model from `x` (of `shape`) to `y` (of as many axes, or `rank`)."""
+    """A model from `x` (of `shape` and of this type of elements) to `y` (of as many axes, or `rank`)."""
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("x", element, shape)],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * (rank or len(shape)))],
         [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
     )
@@ -63,6 +73,58 @@ def at_full_rank(model: Model, method: Method) -> tuple[Model, int]:
         if can(layer, method):
             plan[layer.output] = solve(plain_problem(layer, None), layer, full_form(layer, method))
     return apply_factors(model, plan), len(plan)
+
+
+def net(seed: int = 0, width: int = 12) -> Model:
+    """Conv, residual block, pooling, Gemm: small, with smooth random weights of falling spectrum."""
+    rng = np.random.default_rng(seed)
+
+    def filters(n: int, c: int) -> Array:
+        return rng.normal(size=(n, c, 3, 3)) * np.exp(-np.arange(c) / 3)[None, :, None, None] / 2
+
+    weights: dict[str, Array] = {
+        "w0": rng.normal(size=(width, 3, 3, 3)) / 3,
+        "w1": filters(width, width),
+        "w2": filters(width, width),
+        "w3": rng.normal(size=(10, width)),
+        "b": rng.normal(size=width),
+    }
+    pad: dict[str, Any] = {"pads": [1, 1, 1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0", "b"], ["c0"], name="stem", **pad),
+        helper.make_node("Relu", ["c0"], ["r0"], name="relu0"),
+        helper.make_node("Conv", ["r0", "w1", "b"], ["c1"], name="inner", **pad),
+        helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),
+        helper.make_node("Conv", ["r1", "w2"], ["c2"], name="outer", **pad),
+        helper.make_node("Add", ["c2", "r0"], ["sum"], name="add"),
+        helper.make_node("Relu", ["sum"], ["r2"], name="relu2"),
+        helper.make_node("GlobalAveragePool", ["r2"], ["pool"], name="pool"),
+        helper.make_node("Flatten", ["pool"], ["flat"], name="flatten"),
+        helper.make_node("Gemm", ["flat", "w3"], ["y"], name="head", transB=1),
+    ]
+    return model_of(nodes, weights, ("N", 3, 8, 8), rank=2)
+
+
+def images(model: Model, count: int = 64) -> Data:
+    """Smooth random pictures: neighbours correlate, as in real ones."""
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(count, 3, 8, 8))
+    x = (x + np.roll(x, 1, 2) + np.roll(x, 1, 3) + np.roll(x, (1, 1), (2, 3))).astype(np.float32)
+    return open_data([{"x": x}], input_specs(model))
+
+
+def job_of(model: Model, data: Data | None, **extra: Any) -> Job:
+    return Job(model, model, data, 0, extra.pop("clock", Clock(1)), **extra)
+
+
+def svd(spec: str, model: Model, data: Data | None, **extra: Any) -> Result:
+    """The result of the pass, checked."""
+    before = model.to_proto().SerializeToString()
+    (item,) = resolve(parse(spec), [Svd])
+    result = item.apply(job_of(model, data, **extra))
+    check(result.model)
+    assert model.to_proto().SerializeToString() == before
+    return result
 
 
 CASES: dict[str, tuple[Model, tuple[int, ...]]] = {}

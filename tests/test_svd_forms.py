@@ -2,57 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from svd_cases import CASES, run
+from svd_cases import CASES, model_of, run, svd
 
-from onnx_compress.contract import Job, Result
-from onnx_compress.model.check import check
+from onnx_compress.contract import Job
 from onnx_compress.model.cost import cost
-from onnx_compress.model.document import Model
 from onnx_compress.model.shapes import infer
 from onnx_compress.numerics.vbmf import vbmf_rank
 from onnx_compress.passes.svd import Svd
-from onnx_compress.recipe import parse, resolve
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
 from onnx_compress.runtime.session import Session, input_specs
 
+if TYPE_CHECKING:
+    from onnx_compress.model.document import Model
+
 Array = NDArray[Any]
-
-
-def model_of(
-    nodes: list[onnx.NodeProto],
-    weights: dict[str, Array],
-    x: tuple[int, tuple[int | str, ...]],
-    outputs: dict[str, int],
-) -> Model:
-    """A model from `x` (type, shape) to float tensors of so many axes."""
-    graph = helper.make_graph(
-        nodes,
-        "test",
-        [helper.make_tensor_value_info("x", *x)],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank)
-            for name, rank in outputs.items()
-        ],
-        [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    opset = [helper.make_opsetid("", 17)]
-    return Model.from_proto(helper.make_model(graph, opset_imports=opset, ir_version=8))
-
-
-def svd(spec: str, model: Model, data: Data | None) -> Result:
-    """The result of the pass, checked."""
-    (item,) = resolve(parse(spec), [Svd])
-    result = item.apply(Job(model, model, data, 0, Clock(1)))
-    check(result.model)
-    return result
 
 
 def of_rank(rank: int, *shape: int, seed: int = 0) -> Array:
@@ -69,7 +39,7 @@ def table(rank: int = 4, rows: int = 60, width: int = 16) -> Model:
         helper.make_node("Gather", ["table", "x"], ["rows"], name="embedding"),
         helper.make_node("MatMul", ["rows", "w"], ["y"], name="head"),
     ]
-    return model_of(nodes, weights, (TensorProto.INT64, ("N", 5)), {"y": 3})
+    return model_of(nodes, weights, ("N", 5), rank=3, element=TensorProto.INT64)
 
 
 def tokens(model: Model, rows: int = 60) -> Data:
@@ -106,7 +76,7 @@ def test_rows_that_are_looked_up_weigh_more() -> None:
     rng = np.random.default_rng(2)
     weights = {"table": rng.normal(size=(60, 16)), "w": rng.normal(size=(16, 8))}
     nodes = list(table().proto.graph.node)
-    model = model_of(nodes, weights, (TensorProto.INT64, ("N", 5)), {"y": 3})
+    model = model_of(nodes, weights, ("N", 5), rank=3, element=TensorProto.INT64)
     data = tokens(model)
     x = next(iter(data.batches(64)))["x"]
     expected = Session(model, threads=1).run({"x": x})["y"]
@@ -134,7 +104,7 @@ def test_recurrent_input_weights_of_known_rank_are_found_again(op: str, directio
         op, ["t", "w", "r", "b"], ["", "y"], name="cell", hidden_size=hidden, direction=way
     )
     turn = helper.make_node("Transpose", ["x"], ["t"], name="turn", perm=[1, 0, 2])
-    model = model_of([turn, node], weights, (TensorProto.FLOAT, ("N", 7, size)), {"y": 3})
+    model = model_of([turn, node], weights, ("N", 7, size), rank=3)
     x = np.random.default_rng(4).normal(size=(32, 7, size)).astype(np.float32)
     result = svd("svd:rank=3:keep_if=always", model, None)
     assert [change.node for change in result.changes] == ["cell"]
@@ -167,7 +137,7 @@ def test_ranks_by_variational_bayes() -> None:
         helper.make_node("MatMul", ["x", "w"], ["h"], name="low"),
         helper.make_node("MatMul", ["h", "v"], ["y"], name="full"),
     ]
-    model = model_of(nodes, weights, (TensorProto.FLOAT, ("N", 32)), {"y": 2})
+    model = model_of(nodes, weights, ("N", 32), rank=2)
     result = svd("svd:rank_rule=vbmf:keep_if=always:round_to=1", model, None)
     assert [(change.node, change.after.split(",")[0]) for change in result.changes] == [("low", "rank 5")]
     assert any(skip.node == "full" and "noise" in skip.why for skip in result.skips)
@@ -181,7 +151,7 @@ def test_sensitivity_grows_with_what_goes() -> None:
         helper.make_node("Relu", ["h"], ["a"], name="relu"),
         helper.make_node("MatMul", ["a", "v"], ["y"], name="two"),
     ]
-    model = model_of(nodes, weights, (TensorProto.FLOAT, ("N", 32)), {"y": 2})
+    model = model_of(nodes, weights, ("N", 32), rank=2)
     x = np.random.default_rng(8).normal(size=(128, 32)).astype(np.float32)
     job = Job(model, model, open_data([{"x": x}], input_specs(model)), 0, Clock(1))
     rows = Svd().sensitivity(job)
