@@ -10,6 +10,7 @@ import onnx
 import onnx.parser
 import onnxruntime as ort
 import pytest
+from cluster_cases import model, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto
@@ -18,7 +19,16 @@ from onnx.reference import ReferenceEvaluator
 from onnx_compress.archive import pack, unpack
 from onnx_compress.contract import Job
 from onnx_compress.model.check import check
-from onnx_compress.model.codebook import Codebook, Storage, codebook_of, index_form, opset_of, store, unfold
+from onnx_compress.model.codebook import (
+    Codebook,
+    Storage,
+    codebook_of,
+    dense_weight,
+    index_form,
+    opset_of,
+    store,
+    unfold,
+)
 from onnx_compress.model.cost import cost
 from onnx_compress.model.document import Model
 from onnx_compress.model.packing import Packing, packed_tensors
@@ -236,3 +246,28 @@ def test_an_opset_that_cannot_be_raised_is_told(monkeypatch: pytest.MonkeyPatch)
     result = Cluster(bits=4, storage="typed", rounding="nearest").apply(job)
     assert [skip.why for skip in result.skips] == ["onnx says no; indices take more bits than they need"]
     assert TensorProto.UINT8 in [tensor.data_type for tensor in result.model.proto.graph.initializer]
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, 2])
+def test_a_stored_codebook_reads_back(axis: int | None) -> None:
+    source = model("g (float[N,3] x) => (float[N,3] y) { y = Identity(x) }")
+    shape = (4, 3, 5)
+    clusters = (7,) if axis is None else (shape[axis], 7)
+    book = Codebook(normal(*clusters), RNG.integers(0, 7, shape).astype(np.uint8), axis)
+    surgery = Surgery(source)
+    nodes, tensor = store(surgery, "w", book)
+    surgery.graph.nodes[0:0] = nodes
+    surgery.graph.outputs.append(tensor)
+    tensor.dtype = np.dtype(np.float32)
+    again = codebook_of(tensor)
+    assert again is not None
+    assert again.axis == axis
+    assert np.array_equal(again.dense(), book.dense())
+    value = dense_weight(tensor)
+    assert value is not None
+    assert np.array_equal(value, book.dense())
+    stored = surgery.commit().proto
+    stored.graph.output.append(onnx.helper.make_tensor_value_info("w_clustered", 1, shape))
+    ran = ReferenceEvaluator(Model(stored, source.blobs).to_proto()).run(None, {"x": normal(1, 3)})
+    computed = cast("list[Any]", ran)[1]
+    assert np.array_equal(computed, book.dense())
