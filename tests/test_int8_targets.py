@@ -242,7 +242,9 @@ def test_an_exact_session_rounds_what_the_graph_says_and_nothing_else() -> None:
     for batch in data_of(model).batches(2):
         feeds = dict(batch)
         (expected,) = oracle.run(None, feeds)
-        np.testing.assert_allclose(Session(model, exact=True).run(feeds)["y"], np.asarray(expected), atol=1e-4)
+        np.testing.assert_allclose(
+            Session(model, exact=True).run(feeds)["y"], np.asarray(expected), atol=1e-4
+        )
 
 
 def test_the_codes_of_a_session_are_those_of_the_options() -> None:
