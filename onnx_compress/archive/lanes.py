@@ -33,6 +33,7 @@ _FIXED = 600  # beside so many bytes, but
 _MOST_SHARE = 0.003  # never more than this
 _STEP = 64  # lanes
 _LOW = 1 << 16
+_ABOVE = BITS + 8  # bits beside a symbol's frequency
 _AT_ONCE = 1 << 16  # symbols
 
 
@@ -123,14 +124,15 @@ def encode(symbols: Array, tables: Array, freq: Array, state: Array) -> tuple[by
         part = slice(begin, begin + many)
         keys = tables[part].astype(np.int64) * SYMBOLS + symbols[part]
         words += _backwards(whole, frequency.take(keys), first.take(keys))
-    return np.concatenate([*words[::-1], np.empty(0, "<u2")]).tobytes(), whole.astype(np.uint32)
+    sent = np.concatenate([*words[::-1], np.empty(0, np.uint32)])
+    return sent.astype("<u2").tobytes(), whole.astype(np.uint32)  # > the low halves
 
 
 def _backwards(states: Array, frequency: Array, first: Array) -> list[Array]:
-    """Takes symbols of these frequencies and first slots into the states, the last first; the words that go out."""
+    """Takes symbols of these frequencies and first slots into the states, the last first; the words that go out, in the low halves."""
     lanes = states.size
     limit, rest = frequency * float(1 << (32 - BITS)), float(SLOTS) - frequency
-    space, above = np.empty(lanes), np.empty(lanes, bool)
+    space, above, half = np.empty(lanes), np.empty(lanes, bool), np.uint32(16)
     words = []
     for begin in range((max(frequency.size, 1) - 1) // lanes * lanes, -1, -lanes):
         end = begin + lanes
@@ -138,30 +140,30 @@ def _backwards(states: Array, frequency: Array, first: Array) -> list[Array]:
         state, quotient, full = states, space, above
         if f.size < lanes:  # > the last step may have fewer symbols than there are lanes
             state, quotient, full = states[: f.size], space[: f.size], above[: f.size]
-        np.greater_equal(state, limit[begin:end], out=full)
+        np.greater_equal(state, limit[begin:end], full)
         at = full.nonzero()[0]
-        low = state[at].astype(np.uint32)
-        words.append(low.astype("<u2"))  # > the low half
-        state[at] = low >> np.uint32(16)
-        np.divide(state, f, out=quotient)
-        np.floor(quotient, out=quotient)
-        np.multiply(quotient, rest[begin:end], out=quotient)
-        np.add(state, quotient, out=state)
-        np.add(state, first[begin:end], out=state)
+        low = state.take(at).astype(np.uint32)
+        words.append(low)
+        state[at] = low >> half
+        np.divide(state, f, quotient)
+        np.floor(quotient, quotient)
+        np.multiply(quotient, rest[begin:end], quotient)
+        np.add(state, quotient, state)
+        np.add(state, first[begin:end], state)
     return words
 
 
 def lookup(freq: Array) -> Array:
-    """For every slot of every table its symbol, the slot's place among the symbol's, and how many it has: in 8, 12 and 12 bits of uint32."""
-    wide = _padded(freq)
-    names = np.arange(SYMBOLS, dtype=np.uint32)
-    found = np.full((len(wide), SLOTS), 1 << (8 + BITS), np.uint32)
-    every = np.arange(SLOTS, dtype=np.uint32)
-    for row, out in zip(wide, found, strict=True):
-        used = int(row.sum())
-        first = (np.cumsum(row, dtype=np.uint32) - row) << np.uint32(8)
-        out[:used] = np.repeat((row << np.uint32(8 + BITS)) - first + names, row)
-        out[:used] += every[:used] << np.uint32(8)
+    """For every slot of every table how many its symbol has, the symbol, and the slot's place among these: in 12, 8 and 12 bits of uint32."""
+    tables, symbols = freq.shape
+    wide = np.zeros((tables, symbols + 1), np.uint32)
+    wide[:, :symbols] = freq
+    wide[:, symbols] = SLOTS - freq.sum(axis=1)  # > a slot that no symbol has
+    value = (wide << np.uint32(_ABOVE)) | (np.arange(symbols + 1, dtype=np.uint32) << np.uint32(BITS))
+    value[:, symbols] = 1 << _ABOVE
+    value -= np.cumsum(wide, axis=1, dtype=np.uint32) - wide
+    found = np.repeat(value.reshape(-1), wide.reshape(-1)).reshape(tables, SLOTS)
+    found += np.arange(SLOTS, dtype=np.uint32)
     return found.reshape(-1)
 
 
@@ -173,41 +175,50 @@ def decode(data: memoryview, tables: Array, slots: Array, state: Array) -> Array
     if len(data) % 2:
         raise damaged("a stream is no whole number of words")
     words = np.frombuffer(data, "<u2").astype(np.uint32)
-    base = tables.astype(np.uint32) << np.uint32(BITS)
     out = np.empty(tables.size, np.uint8)
-    if _steps(state, words, slots, base, out) != words.size:
+    at, many = 0, state.size * max(1, _AT_ONCE // state.size)
+    for begin in range(0, out.size, many):
+        base = tables[begin : begin + many].astype(np.uint32) << np.uint32(BITS)
+        at = _steps(state, words, at, slots, base)
+        np.right_shift(base, np.uint32(BITS), base)
+        out[begin : begin + many] = base  # > the low eight bits
+    if at != words.size:
         raise damaged("a stream does not end where it should")
     return out
 
 
-def _steps(states: Array, words: Array, slots: Array, base: Array, out: Array) -> int:
-    """Fills `out`, step by step; returns how many words it took. What numpy computes goes where something was."""
+def _steps(states: Array, words: Array, at: int, slots: Array, base: Array) -> int:
+    """Replaces `base` by the entries of `slots`, step by step, with words from `at` on; returns where it came to.
+
+    What numpy computes goes where something was, and what is the same for all lanes is there once for each: scalars take longer.
+    """
     lanes = states.size
-    space, below = np.empty((2, lanes), np.uint32), np.empty(lanes, bool)
-    mask, bits, half, least = np.uint32(SLOTS - 1), np.uint32(BITS), np.uint32(16), np.uint32(_LOW)
-    eight, above = np.uint32(8), np.uint32(8 + BITS)
-    at = 0
-    for begin in range(0, out.size, lanes):
-        symbol = out[begin : begin + lanes]
-        state, slot, found, low = states, *space, below
-        if symbol.size < lanes:
-            state, slot, found, low = (part[: symbol.size] for part in (state, slot, found, low))
-        np.bitwise_and(state, mask, out=slot)
-        np.bitwise_or(slot, base[begin : begin + lanes], out=slot)
-        slots.take(slot, out=found, mode="clip")
-        np.copyto(symbol, found, casting="unsafe")  # > the low eight bits
-        np.right_shift(state, bits, out=state)
-        np.right_shift(found, above, out=slot)
-        np.multiply(state, slot, out=state)
-        np.right_shift(found, eight, out=found)
-        np.bitwise_and(found, mask, out=found)
-        np.add(state, found, out=state)
-        np.less(state, least, out=low)
+    space, below = np.empty(lanes, np.uint32), np.empty(lanes, bool)
+    constants = np.array([SLOTS - 1, BITS, _ABOVE, _LOW], np.uint32).repeat(lanes).reshape(4, lanes)
+    state, slot, low, (mask, bits, above, least) = states, space, below, constants
+    half = np.uint32(16)
+    for begin in range(0, base.size, lanes):
+        found = base[begin : begin + lanes]
+        if found.size < lanes:
+            state, slot, low = states[: found.size], space[: found.size], below[: found.size]
+            mask, bits, above, least = constants[:, : found.size]
+        np.bitwise_and(state, mask, slot)
+        np.bitwise_or(slot, found, slot)
+        slots.take(slot, None, found, "clip")
+        np.right_shift(state, bits, state)
+        np.right_shift(found, above, slot)
+        np.multiply(state, slot, state)
+        np.bitwise_and(found, mask, slot)
+        np.add(state, slot, state)
+        np.less(state, least, low)
         short = low.nonzero()[0]
         end = at + short.size
         if end > words.size:
             raise damaged("a stream is too short")
-        state[short] = (state[short] << half) | words[at:end]
+        more = state.take(short)
+        more <<= half
+        more |= words[at:end]
+        state[short] = more
         at = end
     return at
 
