@@ -13,8 +13,8 @@ from onnx_compress.errors import InputError, LimitError, UsageError
 from onnx_compress.model.check import check
 from onnx_compress.model.shapes import Shape, dtypes, infer
 from onnx_compress.model.sound import refuse_names_that_are_no_text
-from onnx_compress.runtime.data import random_data
 from onnx_compress.runtime.session import INLINE, Session, input_specs
+from onnx_compress.runtime.workload import first_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,22 +129,6 @@ def _runs_in_batches(
     except LimitError:
         return False
     return True
-
-
-def first_feeds(
-    model: Model,
-    input_shapes: Mapping[str, tuple[int, ...]] | None,
-    data: Data | None,
-    seed: int = 0,
-    batch: int = 1,
-) -> dict[str, Array]:
-    """A batch of `data`, or of random inputs, for a model that runs."""
-    if data is not None:
-        return next(iter(data.batches(batch)))
-    specs = input_specs(model)
-    shapes = [*(spec.shape for spec in specs), *(input_shapes or {}).values()]
-    rows = max([batch, *(shape[0] for shape in shapes if shape and isinstance(shape[0], int))])
-    return next(iter(random_data(specs, rows, seed, input_shapes, model).batches(rows)))
 
 
 def shapes_at(model: Model, feeds: Mapping[str, Array], threads: int = 0) -> dict[str, Shape]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from onnx_compress.detail import Side, try_detail
 from onnx_compress.model.groups import groups
 from onnx_compress.model.shapes import infer
-from onnx_compress.preflight import first_feeds
 from onnx_compress.runtime.agreement import batch_rows
 from onnx_compress.runtime.data import random_data
 from onnx_compress.runtime.session import input_specs
+from onnx_compress.runtime.workload import first_feeds
 from onnx_compress.verify import Verification, costliest, verify
 
 if TYPE_CHECKING:

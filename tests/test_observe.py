@@ -27,7 +27,7 @@ from onnx_compress.runtime.observe import (
     observe,
     workers,
 )
-from onnx_compress.runtime.runs import LIVE, abreast
+from onnx_compress.runtime.runner import LIVE, abreast
 from onnx_compress.runtime.session import Session
 from onnx_compress.runtime.unfold import unfold
 

@@ -27,7 +27,7 @@ from onnx_compress.runtime.requests import (
     Request,
     ZeroFraction,
 )
-from onnx_compress.runtime.runs import Runner, abreast, ahead, rows_of
+from onnx_compress.runtime.runner import Runner, abreast, ahead, rows_of
 from onnx_compress.runtime.statistics import Statistic, Values, statistic
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from onnx_compress.passes.int8.quantizer import Choices
 from onnx_compress.passes.int8.storage import Stored, store
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.observe import Moments, observe
-from onnx_compress.runtime.work import affordable, macs_of_sample
+from onnx_compress.runtime.workload import affordable, macs_of_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

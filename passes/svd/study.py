@@ -17,9 +17,9 @@ from onnx_compress.passes.svd.edits import apply_factors
 from onnx_compress.passes.svd.inputs import WIDEST, input_of, looked_up, output_of
 from onnx_compress.passes.svd.layers import Layer, find_layers, name_of
 from onnx_compress.passes.svd.ranks import Option, table
-from onnx_compress.runtime import work as runtime_work
 from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.observe import Gram, Histogram, observe, workers
+from onnx_compress.runtime.workload import first_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -265,10 +265,10 @@ def first_shapes(job: Job) -> dict[str, tuple[int, ...]]:
     """Concrete sizes of every input: those given, else those of the first sample."""
     if job.input_shapes:
         return job.input_shapes
-    feeds = first_feeds(job)
+    feeds = one_batch(job)
     return {name: tuple(value.shape) for name, value in feeds.items()}
 
 
-def first_feeds(job: Job) -> dict[str, Array]:
-    """One batch, to run the model on."""
-    return runtime_work.first_feeds(job.model, job.data, job.input_shapes, seed=job.seed, batch=job.batch)
+def one_batch(job: Job) -> dict[str, Array]:
+    """What the model is timed on."""
+    return first_feeds(job.model, job.input_shapes, job.data, job.seed, job.batch)

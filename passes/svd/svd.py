@@ -14,7 +14,7 @@ from onnx_compress.passes.svd.layers import find_layers
 from onnx_compress.passes.svd.plan import Planner
 from onnx_compress.passes.svd.sensitivity import sensitivity
 from onnx_compress.passes.svd.speed import quantizes
-from onnx_compress.passes.svd.study import Study, first_feeds
+from onnx_compress.passes.svd.study import Study, one_batch
 from onnx_compress.passes.svd.worth import worthwhile
 from onnx_compress.recipe import option
 
@@ -168,7 +168,7 @@ class Svd:
                 apply_factors(job.model, {key: item for key, item in made.items() if key not in dropped})
             )
 
-        kept = job.clock.keep_best(job.finish(job.model), gains, build, first_feeds(job), self.keep_if)
+        kept = job.clock.keep_best(job.finish(job.model), gains, build, one_batch(job), self.keep_if)
         dropped = [node for node in outputs if node not in kept]
         skips += [Skip(node, f"the whole model is not {self.keep_if} with it factored") for node in dropped]
         return {outputs[node] for node in kept}

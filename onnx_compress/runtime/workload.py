@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from onnx_compress.errors import InputError
 from onnx_compress.model.cost import cost
 from onnx_compress.model.shapes import infer
 from onnx_compress.runtime.data import random_data
-from onnx_compress.runtime.runs import rows_of
+from onnx_compress.runtime.runner import rows_of
 from onnx_compress.runtime.session import input_specs
 
 if TYPE_CHECKING:
@@ -24,24 +23,18 @@ if TYPE_CHECKING:
 
 def first_feeds(
     model: Model,
+    input_shapes: Mapping[str, tuple[int, ...]] | None,
     data: Data | None,
-    input_shapes: Mapping[str, tuple[int, ...]],
-    *,
     seed: int = 0,
     batch: int = 1,
 ) -> dict[str, Array]:
-    """A batch of `data`; where there is none, or sizes are given, random inputs of these.
-
-    Raises InputError where there are no samples.
-    """
-    if data is None or input_shapes:
-        specs = input_specs(model)
-        least = max((size for spec in specs for size in spec.shape[:1] if isinstance(size, int)), default=1)
-        data = random_data(specs, least, seed, input_shapes, model=model)
-    feeds = next(iter(data.batches(batch)), None)
-    if feeds is None:
-        raise InputError("there are no samples")
-    return dict(feeds)
+    """A batch of `data`, or of random inputs of these sizes, for a model that runs: what is timed, and what shapes are told by."""
+    if data is not None:
+        return next(iter(data.batches(batch)))
+    specs = input_specs(model)
+    shapes = [*(spec.shape for spec in specs), *(input_shapes or {}).values()]
+    rows = max([batch, *(shape[0] for shape in shapes if shape and isinstance(shape[0], int))])
+    return next(iter(random_data(specs, rows, seed, input_shapes, model).batches(rows)))
 
 
 def macs_of_sample(model: Model, feeds: Mapping[str, Array]) -> float:
