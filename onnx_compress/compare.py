@@ -9,7 +9,6 @@ from onnx_compress.account import close
 from onnx_compress.contract import silent
 from onnx_compress.errors import InputError
 from onnx_compress.model.check import check
-from onnx_compress.preflight import preflight
 from onnx_compress.proof import prove, sample
 from onnx_compress.report.build import Step
 from onnx_compress.request import Request, load_model, open_inputs, read_words
@@ -81,18 +80,10 @@ def run(request: Request, after: Any, *, layers: bool, progress: Progress) -> di
     this = Run(request, words, watch, Stages([("original", first)]))
     with watch("data"):
         this.inputs = open_inputs(first, request)
-    with watch("preflight"):
-        found = preflight(
-            first,
-            input_shapes=request.input_shapes,
-            data=this.inputs.data or this.inputs.eval,
-            threads=words.clock.threads,
-        )
-        _check_inputs(first, second)
+    found = this.try_out(first)
+    _check_inputs(first, second)
     if not found.runs:
         raise InputError(found.warnings[0])
-    this.stages.warnings += [*this.inputs.warnings, *found.warnings]
-    this.inputs = this.inputs.one_by_one() if found.single else this.inputs
     inside = _inside(this, first, second) if layers else []
     step = Step("verify", {}, 0.0, cost_of(first, found.feeds), cost_of(second, found.feeds))
     this.stages.steps.append(step)

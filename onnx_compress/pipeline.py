@@ -13,7 +13,6 @@ from onnx_compress.model import prepare as preparation
 from onnx_compress.model.check import check
 from onnx_compress.model.lossless import copy_checked
 from onnx_compress.model.order import sort_nodes
-from onnx_compress.preflight import Preflight, preflight
 from onnx_compress.proof import Proof, agree, prove
 from onnx_compress.report.build import Step
 from onnx_compress.request import Request, Words, load_model, open_inputs, read_words
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from onnx_compress.model.document import Model
+    from onnx_compress.preflight import Preflight
 
     Progress = Callable[[int, int, str], None]
 
@@ -122,17 +122,8 @@ def run(request: Request, progress: Progress = silent) -> Compressed:
         return _copy(this)
     with watch("data"):
         this.inputs = open_inputs(model, request)
-    with watch("preflight"):
-        found = preflight(
-            model,
-            input_shapes=request.input_shapes,
-            data=this.inputs.data or this.inputs.eval,
-            seed=request.seed,
-            threads=words.clock.threads,
-        )
-    this.request = replace(request, input_shapes=found.input_shapes)
-    this.stages.warnings += [*notes, *this.inputs.warnings, *found.warnings]
-    this.inputs = this.inputs.one_by_one() if found.single else this.inputs
+    this.stages.warnings += notes
+    found = this.try_out(model)
     line = _line(this, found)
     with watch("prepare"):
         _prepare(this.stages, found, line, freeze=request.freeze_inputs)
@@ -202,6 +193,7 @@ def _copy(this: Run) -> Compressed:
     if this.request.verify and (this.request.limits or this.request.eval is not None):
         with this.watch("data"):
             this.inputs = open_inputs(model, this.request)
+        this.try_out(model)
         with this.watch("verify"):
             proof = agree(this, model, model)
     return Compressed(model, close(this, model, proof), lossless=True)

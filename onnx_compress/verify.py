@@ -80,6 +80,8 @@ class Threshold:
 
     def __str__(self) -> str:
         """In words, for the error that ends the run."""
+        if math.isnan(self.value):
+            return f"--{self.name.replace('_', '-')} {self.limit:g} cannot be told: it was not measured"
         words = {
             "max_drop": "the metric fell by {0:.4g}, more than --max-drop {1:g}",
             "min_sqnr": "the outputs agree to {0:.4g} dB, less than --min-sqnr {1:g}",

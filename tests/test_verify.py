@@ -123,6 +123,7 @@ def test_what_was_not_measured_meets_no_threshold() -> None:
     for limit in Verification().thresholds(Limits(0.5, 1, 1)):
         assert not limit.met
         assert math.isnan(limit.value)
+        assert "it was not measured" in str(limit)
 
 
 def test_integer_outputs_meet_a_ratio_only_when_equal() -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import pytest
 from pipeline_cases import Scale, W, X, call, proto
 
 from onnx_compress import compress
+from onnx_compress.compare import compare
 from onnx_compress.contract import Job, Result
 from onnx_compress.errors import InputError, UsageError
 
@@ -56,10 +58,34 @@ def test_what_is_no_model_or_no_data_is_an_input_error(model: Path, data: Path, 
 
 
 def test_a_model_that_takes_one_sample_at_a_time_gets_one(data: Path) -> None:
+    """Its inner Reshape fixes the batch that its input leaves open: whatever is asked for, it is run and timed on one."""
     fixed = "c = Constant<value = int64[2] {1, 8}>() h = Reshape(x, c) y = MatMul(h, w)"
-    for given in (data, None):
-        found = compress(proto(fixed), [Scale(by=2.0)], data=given, threads=1).report
+    for given, batch in ((data, 1), (None, 1), (data, 4), (None, 4)):
+        found = compress(proto(fixed), [Scale(by=2.0)], data=given, batch=batch, threads=1).report
         assert found["agreement"][0]["sqnr_db"] == pytest.approx(0, abs=0.01)
+        assert found["latency"]["batch"] == 1
+        assert any("not on --batch 4" in warning for warning in found["warnings"]) == (batch == 4)
+    for found in (
+        compress(proto(fixed), "none", eval=data, threads=1).report,
+        compare(proto(fixed), proto(fixed), batch=4, threads=1),
+    ):
+        assert found["agreement"][0]["sqnr_db"] == 200
+
+
+def test_sizes_found_by_trial_hold_for_all_that_is_run() -> None:
+    """Of pictures, only those of 32x32 fit the matrix behind them; nothing in the input says so."""
+    pictures = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N,3,H,W] x) => (float[N,2] y) '
+        "{ f = Flatten(x) y = MatMul(f, w) }"
+    )
+    weight = np.ones((3 * 32 * 32, 2), np.float32)
+    pictures.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    for found in (
+        compress(pictures, [call(lambda job: Result(job.model))], threads=1).report,
+        compare(pictures, pictures, threads=1),
+    ):
+        assert found["agreement"][0]["sqnr_db"] == 200
+        assert any("--input-shapes x:1,3,32,32" in warning for warning in found["warnings"])
 
 
 def test_models_come_as_paths_protos_and_holders_and_are_not_changed(model: Path) -> None:
