@@ -7,7 +7,6 @@ Every failure is one line on stderr; `-v` adds the traceback.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import sys
@@ -17,11 +16,12 @@ import typer
 
 from onnx_compress import options as o  # noqa: TC001 - typer reads the annotations
 from onnx_compress.completion import ASKED, complete_pass, name_run
-from onnx_compress.errors import CompressError, ThresholdError, UsageError
+from onnx_compress.delivery import deliver, detailed, report_places, reported
+from onnx_compress.errors import CompressError, UsageError
 from onnx_compress.terminal import failed, interruptible, progress_line, show, terminal, unwritable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from onnx_compress.supervise import Signals
 
@@ -153,13 +153,13 @@ def run(
 
     asked = _recipe(passes, recipe)
     inputs = [data, eval, decisions, recipe]
-    reports = _report_places(report or [], [source, out, *inputs])
+    reports = report_places(report or [], [source, out, *inputs])
     keywords = _given(context, *SHARED, *MEASURED, "decisions", "freeze_inputs")
-    keywords |= {"verify": not no_verify, "detail": _detailed(reports)}
+    keywords |= {"verify": not no_verify, "detail": detailed(reports)}
     arguments = {"source": source, "passes": asked, "keywords": keywords, "places": [out, *reports]}
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
     job = "onnx_compress.worker:compress_to"
-    with catch_signals() as signals, _reported(reports, json=json):
+    with catch_signals() as signals, reported(reports, json=json):
         if dry_run:
             check_place(out, inputs)
             found = _work(job, {**arguments, "target": None}, limits, signals)
@@ -169,7 +169,7 @@ def run(
                 signals.check()
                 target.publish()
     found["output"] = None if dry_run else out
-    _deliver(found, reports, json=json, quiet=quiet)
+    deliver(found, reports, json=json, quiet=quiet)
 
 
 @app.command()
@@ -200,14 +200,14 @@ def verify(
     """Compare two models: agreement, metric, latency; with --layers, where they part."""
     from onnx_compress.supervise import catch_signals
 
-    reports = _report_places(report or [], [a, b, data, eval])
-    arguments = {"before": a, "after": b, "detail": _detailed(reports)}
+    reports = report_places(report or [], [a, b, data, eval])
+    arguments = {"before": a, "after": b, "detail": detailed(reports)}
     arguments |= _given(context, *SHARED, *MEASURED, "layers")
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet or json)
-    with catch_signals() as signals, _reported(reports, json=json):
+    with catch_signals() as signals, reported(reports, json=json):
         found = _work("onnx_compress.compare:compare", arguments, limits, signals)
     found = {**found, "output": b, "recipe": None}
-    _deliver(found, reports, json=json, quiet=quiet)
+    deliver(found, reports, json=json, quiet=quiet)
 
 
 @app.command()
@@ -259,30 +259,24 @@ def pack(
 ) -> None:
     """Make an entropy-coded archive of MODEL and its data files, lossless."""
     from onnx_compress.supervise import catch_signals
-    from onnx_compress.target import Target, check_place, write_text
+    from onnx_compress.target import Target
     from onnx_compress.terminal import archive_line
 
-    if report is not None:
-        if not report.endswith(".json"):
-            raise UsageError(f"--report {report}: its ending is not known; write .json")
-        check_place(report, [model, file])
+    reports = report_places([report] if report is not None else [], [model, file], (".json",))
     limits = _limits(memory_limit, time_limit, verbose=verbose, quiet=quiet)
     with catch_signals() as signals, Target(file, [model]) as target:
         arguments = {
             "source": model,
             "target": str(target.staged),
             "coder": coder,
-            "details": report is not None,
-            "places": [file, *([report] if report else [])],
+            "details": bool(reports),
+            "places": [file, *reports],
         }
         found = _work("onnx_compress.worker:pack_to", arguments, limits, signals)
         signals.check()
         target.publish()
     found["output"] = file
-    if report is not None:
-        from onnx_compress.report.plain import to_json
-
-        write_text(report, to_json(found))
+    deliver(found, reports, json=False, quiet=True)
     if not quiet:
         show(archive_line(found))
 
@@ -361,40 +355,6 @@ def _recipe(spec: str | None, file: str | None) -> Any:
     return parse(spec) if spec is not None else load_toml(str(file))
 
 
-def _report_places(paths: Sequence[str], inputs: Sequence[str | None]) -> list[str]:
-    from onnx_compress.target import check_place
-
-    for path in paths:
-        if not path.endswith((".json", ".md", ".html")):
-            raise UsageError(f"--report {path}: its ending is not known; write .json, .md or .html")
-        if path.endswith(".html"):
-            from onnx_compress.report.html import check_installed
-
-            check_installed()
-        check_place(path, inputs)
-    return list(paths)
-
-
-def _detailed(reports: Sequence[str]) -> bool:
-    """Whether layers are to be timed: an HTML report draws that."""
-    return any(path.endswith(".html") for path in reports)
-
-
-def _rendered(found: dict[str, Any], path: str) -> str:
-    """The report in the form that the ending of `path` names."""
-    if path.endswith(".html"):
-        from onnx_compress.report.html import to_html
-
-        return to_html(found)
-    if path.endswith(".md"):
-        from onnx_compress.report.markdown import to_markdown
-
-        return to_markdown(found)
-    from onnx_compress.report.plain import to_json
-
-    return to_json(found)
-
-
 def _limits(memory: float | None, seconds: float | None, *, verbose: bool, quiet: bool) -> dict[str, Any]:
     """What `supervise.call` is to watch; 0 is no limit that a run could keep, infinity is none."""
     if any(value is not None and not 0 < value < math.inf for value in (memory, seconds)):
@@ -409,29 +369,3 @@ def _work(target: str, arguments: dict[str, Any], limits: dict[str, Any], signal
 
     with progress_line(show=limits.pop("bars") and not limits["verbose"]) as progress:
         return supervise.call(target, arguments, signals=signals, progress=progress, **limits)
-
-
-@contextlib.contextmanager
-def _reported(reports: Sequence[str], *, json: bool) -> Iterator[None]:
-    """A missed threshold is reported where the user asked for a report: that is where it is looked up."""
-    try:
-        yield
-    except ThresholdError as error:
-        found = getattr(error, "report", None)
-        if found:
-            _deliver({**found, "output": None}, reports, json=json, quiet=True)
-        raise
-
-
-def _deliver(found: dict[str, Any], reports: Sequence[str], *, json: bool, quiet: bool) -> None:
-    from onnx_compress.report.plain import to_json
-    from onnx_compress.target import write_text
-
-    for path in reports:
-        write_text(path, _rendered(found, path))
-    if json:
-        show(to_json(found))
-    elif not quiet:
-        from onnx_compress.report.text import to_text
-
-        show(to_text(found, **terminal()))
