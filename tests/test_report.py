@@ -25,7 +25,52 @@ def costs(factor: float) -> dict[str, Any]:
     }
 
 
+def agreed(
+    output: str, sqnr_db: float, max_abs: float, cosine: float, argmax: float | None
+) -> dict[str, Any]:
+    return {
+        "output": output,
+        "sqnr_db": sqnr_db,
+        "max_abs": max_abs,
+        "cosine": cosine,
+        "argmax": argmax,
+        "samples": 512,
+    }
+
+
+LATENCY = {
+    "threads": 2,
+    "batch": 1,
+    "runs": 20,
+    "before_ms": {"median": 0.8, "p95": 0.9},
+    "after_ms": {"median": 0.4, "p95": 0.5},
+    "speedup": {"median": 2.0, "low": 1.9, "high": 2.1},
+}
+
+
+def pruned(node: str) -> dict[str, Any]:
+    """What the pass said that halved the model."""
+    return {
+        "name": "prune",
+        "options": {"macs": 0.5},
+        "seconds": 3.2,
+        "before": costs(1),
+        "after": costs(0.5),
+        "changes": [
+            {"node": node, "what": "channels", "before": "64", "after": "32", "error": 0.00123},
+            {"node": "gemm", "what": "inputs", "before": "64", "after": "32", "error": None},
+        ],
+        "skips": [
+            {"node": "a", "why": "feeds an output"},
+            {"node": "b", "why": "a custom op"},
+            {"node": node, "why": "feeds an output"},
+        ],
+        "decisions": [],
+    }
+
+
 def sample(node: str = "conv1") -> dict[str, Any]:
+    """A report of schema 1 whose nodes go by the name `node`."""
     layers = [
         {"name": f"{node}_{n}", "op": "Conv", "macs": n * 1000, "params": n, "bytes": 4 * n} for n in range(7)
     ]
@@ -40,52 +85,13 @@ def sample(node: str = "conv1") -> dict[str, Any]:
         "before": costs(1),
         "after": costs(0.25),
         "stages": {"prepare": 0.1},
-        "passes": [
-            {
-                "name": "prune",
-                "options": {"macs": 0.5},
-                "seconds": 3.2,
-                "before": costs(1),
-                "after": costs(0.5),
-                "changes": [
-                    {"node": node, "what": "channels", "before": "64", "after": "32", "error": 0.00123},
-                    {"node": "gemm", "what": "inputs", "before": "64", "after": "32", "error": None},
-                ],
-                "skips": [
-                    {"node": "a", "why": "feeds an output"},
-                    {"node": "b", "why": "a custom op"},
-                    {"node": node, "why": "feeds an output"},
-                ],
-                "decisions": [],
-            }
-        ],
+        "passes": [pruned(node)],
         "agreement": [
-            {
-                "output": "logits",
-                "sqnr_db": 35.21,
-                "max_abs": 0.1,
-                "cosine": 0.99987,
-                "argmax": 0.991,
-                "samples": 512,
-            },
-            {
-                "output": "ids",
-                "sqnr_db": math.inf,
-                "max_abs": 0.0,
-                "cosine": 1.0,
-                "argmax": None,
-                "samples": 512,
-            },
+            agreed("logits", 35.21, 0.1, 0.99987, 0.991),
+            agreed("ids", math.inf, 0.0, 1.0, None),
         ],
         "metric": {"name": "top1", "before": 0.912, "after": 0.9095, "drop": 0.0025, "samples": 2000},
-        "latency": {
-            "threads": 2,
-            "batch": 1,
-            "runs": 20,
-            "before_ms": {"median": 0.8, "p95": 0.9},
-            "after_ms": {"median": 0.4, "p95": 0.5},
-            "speedup": {"median": 2.0, "low": 1.9, "high": 2.1},
-        },
+        "latency": LATENCY,
         "data": {"source": "calib.npz", "samples": 512, "random": False},
         "thresholds": [],
         "environment": {},
