@@ -72,6 +72,13 @@ def _warnings(stages: Stages, result: Model, proof: Proof) -> Iterator[str]:
     """What the reader of the report should know."""
     if proof.data is not None and proof.data.random:
         yield "there is no --data: agreement is of random inputs and proves little"
+    lost = [row for row in proof.verification.agreement if row.sqnr_db is not None and row.sqnr_db < 0]
+    if lost:
+        worst = min(lost, key=lambda row: row.sqnr_db or 0.0)
+        yield (
+            f"output {worst.output!r} has more error than signal ({worst.sqnr_db:.1f} dB SQNR): the result does not compute "
+            "what the input does; --data lets passes repair, a tolerance bounds them, --min-sqnr refuses such a result"
+        )
     latency = proof.verification.latency
     if latency is not None and latency.ratio.high < 1:
         yield (

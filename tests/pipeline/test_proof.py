@@ -122,6 +122,14 @@ def test_a_result_that_is_measurably_slower_is_said_to_be(
     assert any("slower than the input here: 0.50" in line for line in found["warnings"]) == told
 
 
+@pytest.mark.parametrize(("by", "told"), [(2.5, True), (1.5, False)])
+def test_a_result_with_more_error_than_signal_is_said_to_be_another_function(
+    model: Path, data: Path, by: float, told: bool
+) -> None:
+    found = compress(model, [Scale(by=by)], data=data, threads=1).report
+    assert any("more error than signal (-3.5 dB" in line for line in found["warnings"]) == told
+
+
 def test_no_verify_measures_nothing(model: Path, data: Path) -> None:
     found = compress(model, [Scale()], data=data, verify=False, threads=1).report
     assert (found["agreement"], found["metric"], found["latency"]) == ([], None, None)
