@@ -129,9 +129,9 @@ def test_held_out_samples_are_those_of_the_seed(seed: int, monkeypatch: pytest.M
     job, data = small()
     seen: list[list[int]] = []
 
-    def recorded(job: Job, held: Data, tolerance: float | None) -> Any:
+    def recorded(job: Job, held: Data, tolerance: float | None, *, exact: bool) -> Any:
         seen.append(held.rows.tolist())
-        return guard(job, held, tolerance)
+        return guard(job, held, tolerance, exact=exact)
 
     monkeypatch.setattr("onnx_compress.passes.int8.int8.guard", recorded)
     Int8(keep_if="always").apply(replace(job, seed=seed))
