@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from onnx_compress.model.check import check
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
+from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.kinds import REQUANTIZED, SHARED
 from onnx_compress.passes.int8.lower import RULES, lower
+from onnx_compress.passes.int8.placement import place
 from onnx_compress.runtime.agreement import output_error
 from onnx_compress.runtime.session import Session
 
@@ -64,6 +66,42 @@ def test_a_clipping_activation_vanishes_into_the_range(clip: str) -> None:
     model = build(f"a = Conv(x, w) {clip} f = Flatten(b) y = Gemm(f, g)", weights)
     result = run(PLAIN, model)
     assert not {"Relu", "Clip"} & {node.op_type for node in result.model.proto.graph.node}
+    assert output_error(model, result.model, data_of(model)) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("clip", "beside", "scales"),
+    [
+        ("r = Relu(a)", "s = MaxPool<kernel_shape=[1,1]>(c)", 3),  # the other half goes below zero
+        ("r = Clip(a, low, high)", "s = Relu(c)", 3),  # the other half goes beyond the bound
+        ("r = Relu(a)", "s = Relu(c)", 1),
+        ("r = Relu(a)", "d = Relu(c) s = AveragePool<kernel_shape=[1,1]>(d)", 1),
+        ("r = Clip(a, low, high)", "s = Clip(c, low, high)", 1),
+    ],
+)
+def test_an_activation_vanishes_into_a_shared_range_only_where_it_still_clips(
+    clip: str, beside: str, scales: int
+) -> None:
+    """Concat shares a scale among what it joins; the range of all may reach where the activation does not let its half."""
+    weights = {
+        "w": normal(8, 3, 3, 3),
+        "v": normal(8, 3, 3, 3),
+        "u": normal(4, 16, 3, 3),
+        "t": normal(4, 20, 3, 3),
+    }
+    weights |= {"low": np.array(0, np.float32), "high": np.array(0.3, np.float32)}
+    used = {name: value for name, value in weights.items() if name in "wvut" or name in clip}
+    model = build(
+        f"a = Conv(x, w) c = Conv(x, v) {clip} {beside} k = Concat<axis=1>(r, s) e = Conv<pads=[1,1,1,1]>(k, u) "
+        "m = Concat<axis=1>(k, e) y = Conv(m, t)",
+        used,
+    )
+    result = run(PLAIN, prepare(model, None).model)
+    shared = place(Surgery(lower(model, infer(model), {})).graph, {}).group
+    assert len({shared[name] for name in ("r", "s", "k")}) == scales
+    ops = executed(result.model)
+    assert not ops.keys() & {"Concat", "Conv", "Relu", "Clip"}
+    assert ops["QuantizeLinear"] == 1, ops
     assert output_error(model, result.model, data_of(model)) < 0.01
 
 

@@ -18,18 +18,22 @@ from onnx_compress.passes.int8.kinds import (
     LAYERS,
     SHARED,
     can_follow,
+    clip_bounds,
     clips,
     data_inputs,
     factor_of,
     unfit,
     weight_of,
 )
+from onnx_compress.passes.int8.spans import ANYTHING, NOTHING, overlap, tensor_spans, union
 from onnx_compress.passes.int8.targets import TARGETS, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
+
+    from onnx_compress.passes.int8.spans import Span
 
     Array = NDArray[Any]
 
@@ -164,9 +168,10 @@ def _group(graph: gs.Graph, integer: set[int], placement: Placement) -> None:
         last = by_name[ends[node.name]] if node.name in ends else node
         for tensor in last.outputs:
             joined.find(tensor.name)
-        if node.op in SHARED:
+        if node.op in SHARED and node.op != "Concat":
             for tensor in [*feeds, *node.outputs]:
                 joined.join(tensor.name, node.outputs[0].name)
+    _join_concats(graph, integer, placement, joined)
     placement.group = {name: joined.find(name) for name in list(joined.parent)}
     origins = sources(graph, placement)
     for node in graph.nodes:
@@ -177,6 +182,31 @@ def _group(graph: gs.Graph, integer: set[int], placement: Placement) -> None:
         # > one origin: a tensor joined with others has the scale of all of them
         if before != after and origins[after] == [node.outputs[0].name]:
             placement.scaled[node.name] = factor
+
+
+def _join_concats(graph: gs.Graph, integer: set[int], placement: Placement, joined: Joined) -> None:
+    """What a Concat joins shares a scale, but where an activation that vanished into a range would no longer clip at its end."""
+    by_name = {node.name: node for node in graph.nodes}
+    spans = tensor_spans(graph)
+    whole: dict[str, Span] = {}  # of each set, all that its tensors can be
+    least: dict[str, Span] = {}  # ... and what the narrowest of the activations folded into it leaves
+    for tensor in joined.parent:
+        whole[joined.find(tensor)] = union(whole.get(joined.find(tensor), NOTHING), spans[tensor])
+    for name in placement.folded:
+        out = joined.find(by_name[name].outputs[0].name)
+        least[out] = overlap(least.get(out, ANYTHING), clip_bounds(by_name[name]))
+    for node in graph.nodes:
+        if id(node) not in integer or node.op != "Concat":
+            continue
+        sets = {joined.find(tensor.name): None for tensor in [*_variables(node), node.outputs[0]]}
+        span, clipped = NOTHING, ANYTHING
+        for one in sets:
+            span, clipped = union(span, whole[one]), overlap(clipped, least.get(one, ANYTHING))
+        if overlap(span, clipped) != span:
+            continue
+        for one in sets:
+            joined.join(one, node.outputs[0].name)
+        whole[joined.find(node.outputs[0].name)], least[joined.find(node.outputs[0].name)] = span, clipped
 
 
 @dataclass
@@ -204,11 +234,14 @@ def _variables(node: gs.Node) -> list[gs.Variable]:
 
 def sources(graph: gs.Graph, placement: Placement) -> dict[str, list[str]]:
     """Of each group, the tensors whose values decide its scale: those that are not just moved from another."""
+    group = placement.group
     moved = {
         tensor.name
         for node in graph.nodes
         if node.name in placement.followers and node.op in SHARED
         for tensor in node.outputs
+        # > a Concat may have a scale of its own
+        if all(group[node.inputs[at].name] == group[tensor.name] for at in data_inputs(node))
     }
     return {
         group: [name for name in names if name not in moved] or names
