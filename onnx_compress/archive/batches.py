@@ -86,16 +86,11 @@ def _family_in_contexts(streams: list[Stream]) -> _Coded:
     low = int(by_tap.min())
     by_tap = by_tap - np.uint8(low)
     contexts, tilts, numbers = find_contexts(by_tap, [stream.shape for stream in streams], CENTER - low)
-    kernels = Writer()
-    for part in contexts.parts:
-        part.write(kernels)
     head = Writer()
     head.number(low)
     contexts.write(head)
     tilts.write(head)
-    return _Coded(
-        bytes(kernels.buffer) + bytes(head.buffer), list(zip(by_tap, numbers, strict=True)), tilts.levels
-    )
+    return _Coded(bytes(head.buffer), list(zip(by_tap, numbers, strict=True)), tilts.levels)
 
 
 @dataclass

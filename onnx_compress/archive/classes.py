@@ -187,17 +187,14 @@ def _entropy(classes: Array) -> float:
 
 
 def pack_classes(classes: Array, count: int) -> bytes:
-    """`classes` below `count`, a power of two, in as many bits each as that takes."""
+    """`classes` (n,) uint8 below `count`, a power of two above one, in as many bits each as that takes."""
     bits = count.bit_length() - 1
-    return np.packbits((classes[:, None] >> np.arange(bits)) & 1).tobytes()
+    return np.packbits(np.unpackbits(classes[:, np.newaxis], axis=1, count=bits, bitorder="little")).tobytes()
 
 
 def unpack_classes(head: Reader, length: int, count: int) -> Array:
     """The `length` classes that `pack_classes` wrote."""
     bits = count.bit_length() - 1
-    if not bits:
-        return np.zeros(length, np.int64)
     packed = np.frombuffer(head.raw(-(-length * bits // 8)), np.uint8)
-    flags = np.unpackbits(packed, count=length * bits).reshape(length, bits).astype(np.int64)
-    result: Array = (flags << np.arange(bits)).sum(axis=1)
-    return result
+    flags = np.unpackbits(packed, count=length * bits).reshape(length, bits)
+    return np.packbits(flags, axis=1, bitorder="little")[:, 0]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 MAGIC = b"\x89OCZ"
-VERSION = 4
+VERSION = 5
 _HEADER = struct.Struct("<4sHHQQQQII")
 _CHECK = struct.Struct("<I")
 HEADER_BYTES = _HEADER.size + _CHECK.size

@@ -32,7 +32,7 @@ _FEW = 64  # symbols up to which tables need not have a shape to be one, tilted
 FLAGS, GAPS, VALUES, LEFT, PLANES, DIGITS = 0, 1, 2, 3, 8, 1 << 10
 BYTES, RESTS, OWN = 1 << 17, (1 << 17) + 256, 1 << 18  # > from OWN on, families of one stream
 CENTER = 128  # the commonest symbol of every stream
-_AT_ONCE = 1 << 18
+_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ _FEW_LEFT = 0.05  # share of words that are left, below which gaps may be shorte
 _CONTEXT_CODERS = ("auto", "ans", "range")
 _CONTEXT_SHARE = 0.15  # of the commonest symbol, from which on contexts do more for taps than differences
 _FEW_CONTEXT_SHARE = 0.08  # of few symbols
+_MOST_SHARED = 32  # taps up to which what they are foretold by takes few bytes
+_PER_FACTOR = 32  # symbols of a tensor with more taps for each factor of that
 _RARE_SHARE = 0.998  # of the commonest symbol, from which on gaps are as short as flags in classes
 _HUFFMAN_SHARE = 0.3  # of the commonest symbol, from which on a code of whole bits does better by gaps
 _PLAIN = 32  # symbols up to which one table for zeros and others is as short as two
@@ -105,7 +107,8 @@ def byte_form(symbols: Array, taps: int, coder: str, family: int) -> Form:
     few = int(np.ptp(used)) < _PLAIN
     if share == 1:
         return form_of("plain", plan_stream(symbols, coder, family, floor=False, counts=counts))
-    if taps > 1 and share > (_FEW_CONTEXT_SHARE if few else _CONTEXT_SHARE) and coder in _CONTEXT_CODERS:
+    known = coder in _CONTEXT_CODERS and (taps <= _MOST_SHARED or symbols.size > _PER_FACTOR * taps * taps)
+    if taps > 1 and known and share > (_FEW_CONTEXT_SHARE if few else _CONTEXT_SHARE):
         return form_of("plain", plan_taps(symbols, taps, family, counts))
     if share > (_HUFFMAN_SHARE if coder == "huffman" else _RARE_SHARE):
         found = sparse_forms(symbols, common, 1, coder)

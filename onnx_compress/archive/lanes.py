@@ -34,7 +34,7 @@ _MOST_SHARE = 0.003  # never more than this
 _STEP = 64  # lanes
 _LOW = 1 << 16
 _ABOVE = BITS + 8  # bits beside a symbol's frequency
-_AT_ONCE = 1 << 16  # symbols
+_AT_ONCE = 1 << 14  # symbols
 
 
 def lanes_for(nbytes: float, symbols: int, spare: int = 0) -> int:

@@ -17,7 +17,7 @@ from onnx_compress.archive.batches import (
     Key,
     frequencies,
 )
-from onnx_compress.archive.contexts import Contexts, Kernels
+from onnx_compress.archive.contexts import Contexts
 from onnx_compress.archive.families import CENTER
 from onnx_compress.archive.fields import Reader, damaged
 from onnx_compress.archive.tables import weights
@@ -127,9 +127,9 @@ class _ContextsExpected:
 
     def __init__(self, head: Reader, key: Key, promises: list[Promise], first: int) -> None:
         self.passes = key[2]
-        parts = tuple(Kernels.read(head, *promise.shape, self.passes) for promise in promises)
+        shapes = [(rows, columns // self.passes) for rows, columns in (promise.shape for promise in promises)]
         self._low = head.number(255)
-        self._contexts = Contexts.read(head, parts, self.passes)
+        self._contexts = Contexts.read(head, shapes, self.passes)
         if self._low + self._contexts.symbols > 256:
             raise damaged("a stream has no symbols")
         self.levels = Tilts.read(head, self._contexts.blocks, self._contexts.symbols).levels
@@ -139,16 +139,19 @@ class _ContextsExpected:
     @cached_property
     def _before(self) -> tuple[Array, Array]:
         """Magnitudes and values of the taps, as far as they are known."""
-        shape = self.passes, self._contexts.kernels
-        return np.zeros(shape, np.int32), np.zeros(shape, np.float32)
+        count = self._contexts.kernels.count
+        sizes = np.empty((1 + self.passes, count), np.float32)
+        sizes[0] = self._contexts.kernels.plain()
+        return sizes, np.empty((self.passes, count), np.float32)
 
     def tables(self, number: int) -> Array:
-        return self._contexts.numbers(number, *self._before) + np.uint16(self._first)
+        expected = self._contexts.expected(*self._before, number)
+        return self._contexts.numbers(*expected) + np.uint16(self._first)
 
     def take(self, symbols: Array) -> None:
         sizes, values = self._before
-        sizes[len(self._taken)] = self._contexts.magnitudes[symbols]
-        values[len(self._taken)] = symbols.astype(np.float32) - np.float32(self._contexts.center)
+        self._contexts.magnitudes.take(symbols, out=sizes[1 + len(self._taken)], mode="clip")
+        np.subtract(symbols, np.float32(self._contexts.center), out=values[len(self._taken)])
         self._taken.append(symbols)
         if len(self._taken) < self.passes:
             return
