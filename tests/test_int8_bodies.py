@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 from onnx_compress.contract import Job, Result
 from onnx_compress.model.check import check
 from onnx_compress.model.document import Model
+from onnx_compress.model.edges import edges
 from onnx_compress.model.prepare import prepare
 from onnx_compress.passes.int8 import Int8
 from onnx_compress.runtime.clock import Clock
@@ -150,15 +151,33 @@ def test_a_branch_that_no_sample_takes_stays_in_float_and_is_named() -> None:
     assert apart(model, result.model) < 1e-3
 
 
-def test_a_branch_that_reads_inputs_only() -> None:
-    """Then nothing of the graph around it has to be recorded."""
+def of_inputs() -> onnx.ModelProto:
+    """Branches that read the graph's input itself."""
     proto = branching().to_proto()
     del proto.graph.node[0]
     for attribute in proto.graph.node[0].attribute:
         attribute.g.node[0].input[0] = "x"
-    model = Model.from_proto(proto)
+    return proto
+
+
+def test_a_branch_that_reads_inputs_only() -> None:
+    """Then nothing of the graph around it has to be recorded."""
+    model = Model.from_proto(of_inputs())
     result = run(PLAIN, model, BOTH)
     assert quantized(result) == {"then_1", "then_2", "else_1", "else_2"}
+    assert apart(model, result.model) < 1e-3
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_codes_at_the_input_are_those_of_the_main_graph(outside: bool) -> None:
+    """A branch rounds the input by a scale that stands in the branch: no code of the graph around it may mean that."""
+    proto = of_inputs()
+    if outside:
+        proto.graph.node.append(helper.make_node("MatMul", ["x", "shared"], ["z"], name="beside"))
+        proto.graph.output.append(info("z", "N", 48))
+    model = Model.from_proto(proto)
+    result = run(replace(PLAIN, io="int8"), model, BOTH)
+    assert ("x" in edges(result.model)) == outside
     assert apart(model, result.model) < 1e-3
 
 

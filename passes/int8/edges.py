@@ -71,7 +71,9 @@ def _edge(node: gs.Node) -> Edge | None:
 def _input(surgery: Surgery, tensor: gs.Variable) -> Edge | str:
     """Users of the input's codes read it as it comes; float users read what it stands for."""
     users = list({id(user): user for user in tensor.outputs}.values())
-    makers = [user for user in users if user.op == "QuantizeLinear"]
+    main = {id(node) for node in surgery.graph.nodes}
+    # > a body has scales of its own, which stand in the body: it reads what the codes stand for
+    makers = [user for user in users if user.op == "QuantizeLinear" and id(user) in main]
     kinds = {_edge(maker) for maker in makers}
     edge = kinds.pop() if len(kinds) == 1 else None
     if edge is None:
@@ -80,7 +82,7 @@ def _input(surgery: Surgery, tensor: gs.Variable) -> Edge | str:
         )
     if any(output is tensor for output in surgery.graph.outputs):
         return "it stays float32: it is an output too"
-    floats = [user for user in users if user.op != "QuantizeLinear"]
+    floats = [user for user in users if user.op != "QuantizeLinear" or id(user) not in main]
     if floats:
         real = surgery.node("DequantizeLinear", f"{tensor.name}_real", [tensor, *makers[0].inputs[1:]])
         for user in floats:
