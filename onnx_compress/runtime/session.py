@@ -41,8 +41,9 @@ class Session:
 
     threads: intra-op threads; optimize: all of onnxruntime's graph optimisations, or none of them; layout: also
     those that lay weights and activations out in blocks of channels, which all outputs must leave again;
-    exact: a product of float activations and a dequantized weight is computed in float, as the graph says: since 1.32
-    onnxruntime rounds the activations to 8 bits there, in blocks of 32, which no other runtime does;
+    exact: a product of float activations and a dequantized weight is computed in float, as the graph says: onnxruntime
+    rounds the activations to 8 bits there, in blocks of 32 (since 1.32 those too that come of 16-bit codes), which no other
+    runtime does;
     outputs: names of tensors to return beside the graph's outputs, or, with `trimmed`, in their place: what only the
     graph's outputs need is then not computed; profile: the start of the path that `end_profile` writes to.
     Raises InputError, with onnxruntime's reason, where it does not load.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from onnx_compress.model.document import Model
 
     Array = NDArray[Any]
+    Codes = dict[tuple[int, bool, float], tuple[gs.Constant, gs.Constant]]
 
 DOMAIN = "com.microsoft"
 LSTM_INPUTS = 8  # X W R B sequence_lens initial_h initial_c P
@@ -44,6 +45,7 @@ def dynamic(model: Model, names: Collection[str], bits: int = 8) -> tuple[Model,
     surgery = Surgery(model)
     done: list[Stored] = []
     limit = 2 ** (bits - 1) - 1
+    coded: Codes = {}
     for graph in surgery.graphs():
         sources: dict[int, list[gs.Variable]] = {}
         for node in list(graph.nodes):
@@ -56,7 +58,7 @@ def dynamic(model: Model, names: Collection[str], bits: int = 8) -> tuple[Model,
             if node.op == "LSTM":
                 _recurrent(surgery, graph, node, limit)
             else:
-                _product(surgery, graph, node, limit, sources)
+                _product(surgery, graph, node, _codes_of(surgery, node, limit, coded), sources)
     if not done:
         return model, []
     made = surgery.commit()
@@ -120,27 +122,38 @@ def _recurrent(surgery: Surgery, graph: gs.Graph, node: gs.Node, limit: int) -> 
     node.inputs.clear()
 
 
+def _codes_of(surgery: Surgery, node: gs.Node, limit: int, coded: Codes) -> tuple[gs.Constant, gs.Constant]:
+    """The codes (K, N) and scales of a product's weight; coded: those of tied weights, made once."""
+    constant = node.inputs[1]
+    turned = node.op == "Gemm" and bool(node.attrs.get("transB", 0))
+    factor = float(node.attrs.get("alpha", 1.0)) if node.op == "Gemm" else 1.0
+    key = id(constant), turned, factor
+    if key not in coded:
+        weight = np.asarray(constant.values) * np.float32(factor)
+        codes, scale = _coded(np.ascontiguousarray(weight.T if turned else weight), 0, limit)
+        name = constant.name
+        coded[key] = surgery.constant(f"{name}_q", codes), surgery.constant(f"{name}_scale", scale)
+    return coded[key]
+
+
 def _product(
-    surgery: Surgery, graph: gs.Graph, node: gs.Node, limit: int, sources: dict[int, list[gs.Variable]]
+    surgery: Surgery,
+    graph: gs.Graph,
+    node: gs.Node,
+    weight: tuple[gs.Constant, gs.Constant],
+    sources: dict[int, list[gs.Variable]],
 ) -> None:
-    """sources: what each tensor was quantized to already: q, k and v read the same."""
-    source, constant = node.inputs[:2]
-    weight = np.asarray(constant.values)
-    if node.op == "Gemm":
-        weight = (weight.T if node.attrs.get("transB", 0) else weight) * np.float32(
-            node.attrs.get("alpha", 1.0)
-        )
-    codes, scale = _coded(np.ascontiguousarray(weight), 0, limit)
+    """weight: its codes and scales; sources: what each tensor was quantized to already: q, k and v read the same."""
+    source, (codes, scale) = node.inputs[0], weight
     new: list[gs.Node] = []
     if id(source) not in sources:
         sources[id(source)] = [surgery.variable(f"{source.name}_{part}") for part in ("q", "s", "z")]
         new.append(surgery.node("DynamicQuantizeLinear", "quantize", [source], sources[id(source)]))
     eight, step, zero = sources[id(source)]
-    name = constant.name
-    new.append(surgery.node("MatMulInteger", node.name, [eight, surgery.constant(f"{name}_q", codes), zero]))
+    new.append(surgery.node("MatMulInteger", node.name, [eight, codes, zero]))
     new[-1].name = node.name
     new.append(surgery.node("Cast", "cast", [new[-1].outputs[0]], to=TensorProto.FLOAT))
-    steps = surgery.node("Mul", "steps", [step, surgery.constant(f"{name}_scale", scale)])
+    steps = surgery.node("Mul", "steps", [step, scale])
     new += [steps, surgery.node("Mul", "real", [new[-1].outputs[0], steps.outputs[0]])]
     if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2].name:
         new.append(surgery.node("Add", "biased", [new[-1].outputs[0], node.inputs[2]]))

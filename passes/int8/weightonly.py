@@ -1,12 +1,15 @@
-"""int8 weights under float activations: what a runtime reads from memory is a quarter, the arithmetic stays float.
+"""int8 weights under float activations: what a runtime reads from memory is a quarter.
 
     x @ W            ->  x @ DequantizeLinear(W_q, s)      onnxruntime's MatMulNBits, which reads the codes
     Gather(E, ids)   ->  Cast(Gather(E_q, ids)) · Gather(s, ids)
-All other weights are stored in int8 and computed at load (`storage`).
+All other weights are stored in int8 and computed at load (`storage`): those too that several products read, which onnxruntime
+would dequantize anew at each run. MatMulNBits rounds each 32 activations to 8 bits as they come; other runtimes multiply
+in float.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,19 +38,16 @@ def weight_only(
     """
     surgery = Surgery(model)
     done: list[Stored] = []
-    made: dict[tuple[int, bool], gs.Variable] = {}
     tables: dict[int, tuple[gs.Constant, gs.Constant]] = {}
+    readers = Counter(id(weight_of_product(node)) for node in surgery.nodes() if node.name not in keep)
     for graph in surgery.graphs():
         for node in list(graph.nodes):
             weight = weight_of_product(node)
             if node.name in keep:
                 continue
-            if weight is not None:
+            if weight is not None and readers[id(weight)] == 1:
                 done.append(Stored(node.name, node.op, tuple(int(size) for size in weight.shape)))
-                key = id(weight), bool(node.attrs.get("transB", 0))
-                if key not in made:
-                    made[key] = _dequantized(surgery, node, weight, rounded.get(node.name), limit)
-                node.inputs[1] = made[key]
+                node.inputs[1] = _dequantized(surgery, node, weight, rounded.get(node.name), limit)
                 if node.op == "Gemm":
                     _as_matmul(surgery, graph, node)
             elif _is_lookup(node):
