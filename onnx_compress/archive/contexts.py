@@ -36,7 +36,8 @@ _POWERS = np.array([round(64 * 2 ** ((i - 8) / 2.5)) for i in range(2 * _CLASSES
 _FEW = 40  # symbols up to which magnitude is distance; above, 16 times its logarithm
 _COARSE, _FINE = 7, 2  # bits of a magnitude, and of a value, in 64ths of its unit that make no difference
 _OFFSET = 1 << 13  # edges are between minus this and this
-_SAMPLE, _AT_ONCE = 1 << 12, 1 << 12  # kernels
+_SAMPLE = 1 << 12  # kernels
+_AT_ONCE = 1 << 14  # symbols: what is computed of so many stays in the cache
 _MOST_MEAN = 1 << 12
 _MOST_PLAIN = 1023  # > with sizes of 10 bits and values of 9, factors of 8 and 64 taps sums stay below 2^24
 _CHOICES = ((16, 1), (8, 1), (4, 1), (2, 1), (8, 4), (4, 4), (4, 8), (2, 8), (1, 8), (8, 8))
@@ -135,7 +136,7 @@ class Contexts:
         return _places(self.means, _OFFSET)
 
     def expected(self, sizes: Array, values: Array, tap: int | None = None) -> tuple[Array, Array]:
-        """The magnitude that those before it foretell of each tap, and its value, coarsely: (taps, kernels) int32; or of one `tap`.
+        """The magnitude that those before it foretell of each tap, and its value, coarsely: (taps, kernels) whole; or of one `tap`.
 
         sizes: (1 + taps, kernels), the first what `Kernels.plain` gives, then the magnitudes of the taps; values: (taps, kernels) of these.
         """
@@ -145,7 +146,7 @@ class Contexts:
         else:
             found = weights[tap, : 1 + tap] @ sizes[: 1 + tap], factors[tap, :tap] @ values[:tap]
         # > sums of products of small integers: exact in float32 below 2^24, in whatever order
-        total, foretold = (part.astype(np.int32) for part in found)
+        total, foretold = (part.astype(np.intp) for part in found)
         total >>= _COARSE
         foretold >>= _FINE
         return total, foretold
@@ -202,7 +203,8 @@ def _lower(head: Reader, taps: int, more: int) -> Array:
 
 def _places(edges: Array, offset: int) -> Array:
     """For every whole number from minus `offset` on in which interval it is: uint16."""
-    return np.searchsorted(edges, np.arange(-offset, _OFFSET + 1), side="right").astype(np.uint16)
+    ends = np.minimum(np.array([-offset, *edges, _OFFSET + 1]), _OFFSET + 1)
+    return np.arange(edges.size + 1, dtype=np.uint16).repeat(np.diff(ends))
 
 
 def magnitudes(symbols: int, center: int) -> Array:
@@ -230,34 +232,40 @@ def find_contexts(
     )
     total, foretold = finest.expected(sizes, values)
     finest = replace(finest, spreads=_edges(total, _SPREADS, 1), means=_edges(foretold, _MEANS, 1 - _OFFSET))
-    fine = np.empty(by_tap.shape, np.uint8)
-    counts = np.zeros(_SPREADS * _MEANS * 256, np.int64)
-    for start in range(0, by_tap.shape[1], _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        here = by_tap[:, part]
-        fine[:, part] = finest.numbers(*finest.expected(*_before(here, known, center, plain[part])))
-        keys = fine[:, part].astype(np.uint16) << np.uint16(8)
-        keys |= here
-        counts += np.bincount(keys.reshape(-1), minlength=counts.size)
-    table = counts.reshape(_SPREADS, _MEANS, 256)[..., :symbols]
-    high, wide = _best_choice(table, center, taps)
+    few = _counted(finest.numbers(total, foretold), by_tap[:, ::step], finest.blocks)[:, :symbols]
+    high, wide = _best_choice(step * few.reshape(_SPREADS, _MEANS, symbols), center, taps)
     tall, broad = _SPREADS // high, _MEANS // wide
-    merged = table.reshape(high, tall, wide, broad, symbols).sum(axis=(1, 3)).reshape(high * wide, symbols)
     chosen = replace(
         finest,
         factors=finest.factors if wide > 1 else None,
         spreads=finest.spreads[tall - 1 :: tall][: high - 1],
         means=finest.means[broad - 1 :: broad][: wide - 1],
     )
-    every = np.arange(_SPREADS * _MEANS, dtype=np.uint16)
-    return chosen, fit_tilts(merged), (every // _MEANS // tall * wide + every % _MEANS // broad).take(fine)
+    numbers = np.empty(by_tap.shape, np.uint16)
+    counts = np.zeros((chosen.blocks, 256), np.int64)
+    many = max(1, _AT_ONCE // taps)
+    for start in range(0, by_tap.shape[1], many):
+        part = slice(start, start + many)
+        here = by_tap[:, part]
+        found = chosen.numbers(*chosen.expected(*_before(here, known, center, plain[part])))
+        counts += _counted(found, here, chosen.blocks)
+        numbers[:, part] = found
+    return chosen, fit_tilts(counts[:, :symbols]), numbers
+
+
+def _counted(numbers: Array, symbols: Array, blocks: int) -> Array:
+    """How often each symbol has each of the tables: (blocks, 256)."""
+    keys = numbers.astype(np.intp)
+    keys <<= 8
+    keys |= symbols
+    return np.bincount(keys.reshape(-1), minlength=256 * blocks).reshape(blocks, 256)
 
 
 def _before(by_tap: Array, known: Array, center: int, plain: Array) -> tuple[Array, Array]:
     """Of symbols (taps, kernels), whose magnitudes are `known`: what `Contexts.expected` takes."""
     sizes = np.empty((1 + len(by_tap), by_tap.shape[1]), np.float32)
     sizes[0] = plain
-    known.take(by_tap, out=sizes[1:], mode="clip")
+    known.take(by_tap, None, sizes[1:], "clip")
     return sizes, by_tap - np.float32(center)
 
 

@@ -32,7 +32,8 @@ _FEW = 64  # symbols up to which tables need not have a shape to be one, tilted
 FLAGS, GAPS, VALUES, LEFT, PLANES, DIGITS = 0, 1, 2, 3, 8, 1 << 10
 BYTES, RESTS, OWN = 1 << 17, (1 << 17) + 256, 1 << 18  # > from OWN on, families of one stream
 CENTER = 128  # the commonest symbol of every stream
-_AT_ONCE = 1 << 16
+_SAMPLE = 1 << 14  # symbols that tell the intervals
+_AT_ONCE = 1 << 16  # symbols: what is computed of so many stays in the cache
 
 
 @dataclass(frozen=True)
@@ -72,9 +73,12 @@ def fit(symbols: Array, cells: Sequence[Array]) -> tuple[Family, bytes, Array]:
     """The family of `symbols` (n,) uint8 whose sums of classes are `cells`, its fields, and the table of each symbol."""
     low, high = int(symbols.min()), int(symbols.max())
     count = high - low + 1
+    step = max(1, symbols.size // _SAMPLE)
     # > where zeros are many, what there is to tell is where the others are
-    weight = (symbols != CENTER) + np.float32(_ZEROS) if len(cells) > 1 else None
-    fine = [_even(cell, most, weight) for cell, most in zip(cells, _FINE[len(cells) - 1], strict=True)]
+    weight = (symbols[::step] != CENTER) + _ZEROS if len(cells) > 1 else None
+    fine = [
+        _even(cell[::step], most, weight) for cell, most in zip(cells, _FINE[len(cells) - 1], strict=True)
+    ]
     number = fine[0].take(cells[0])
     for place, cell in zip(fine[1:], cells[1:], strict=True):
         number = number * np.uint8(int(place[-1]) + 1) + place.take(cell)
@@ -155,8 +159,7 @@ def _fitted(counts: Array, head: Writer, *, tilted: bool) -> Array:
 
 def _even(cells: Array, most: int, weight: Array | None) -> Array:
     """The interval of each sum, so that equally many symbols are in each, or so, and none is empty: (CELLS,) uint8."""
-    step = max(1, cells.size >> 16)
-    counts = np.bincount(cells[::step], None if weight is None else weight[::step], minlength=CELLS)
+    counts = np.bincount(cells, weight, minlength=CELLS)
     used = np.flatnonzero(counts)
     if used.size > most:
         before = counts.cumsum() - counts / 2

@@ -205,7 +205,9 @@ def _read_taps(
 def value_form(words: Array, coder: str, family: int) -> Form | None:
     """By a list of the distinct words; None where there are too many."""
     flat = words.reshape(-1)
-    if np.unique(flat[:: max(1, flat.size // 2048)]).size > _FEW:
+    sample = flat[:: max(1, flat.size // 2048)]
+    seen = np.unique(sample).size
+    if seen > _FEW or 2 * seen > sample.size:
         return None
     distinct, places = np.unique(flat, return_inverse=True)
     if distinct.size > _FEW:

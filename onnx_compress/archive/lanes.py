@@ -31,6 +31,7 @@ _BYTES = 0.6  # what a lane costs, about, beside what it takes in
 _SHARE = 0.0015  # of the coded bytes that lanes may cost,
 _FIXED = 600  # beside so many bytes, but
 _MOST_SHARE = 0.003  # never more than this
+_FEW, _FEW_SHARE = 1024, 0.005  # up to so many lanes that take something in may cost more
 _STEP = 64  # lanes
 _LOW = 1 << 16
 _ABOVE = BITS + 8  # bits beside a symbol's frequency
@@ -43,6 +44,7 @@ def lanes_for(nbytes: float, symbols: int, spare: int = 0) -> int:
     Lanes for which there is nothing else take in symbols as they are: they cost what these would have been less.
     """
     budget = min(nbytes * _SHARE + _FIXED, nbytes * _MOST_SHARE)
+    budget = max(budget, min(nbytes * _FEW_SHARE, _FEW * _BYTES, spare / SPARE * _BYTES))
     filled = min(spare / SPARE, budget / _BYTES)
     more = SPARE * (1 - min(nbytes / max(symbols, 1), 1))
     most = filled + (budget - filled * _BYTES) / (_BYTES + more)

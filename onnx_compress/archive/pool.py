@@ -7,6 +7,7 @@ stored as that number: so are the scales of integer biases, those of the weights
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
+_FLOAT = struct.Struct("<f")
 LEAST = 12  # bytes of a small tensor at least
 LARGEST = 1 << 16  # bytes of one at most
 MOST = 1 << 22  # bytes of all pools, and of the skeleton they are taken from, at most
 POOLS = 16
+_NO_DIGITS = str.maketrans("", "", "0123456789")
 _BACK = 8  # tensors that may be the factor of another
 TYPES = (
     TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.UINT8, TensorProto.INT8, TensorProto.FLOAT16,
@@ -45,7 +48,7 @@ class Small:
     @property
     def kind(self) -> tuple[int, str]:
         """Tensors alike have the type, and the name but for the numbers in it."""
-        return self.data_type, "".join(c for c in self.name.rsplit("/", 1)[-1] if not c.isdigit())
+        return self.data_type, self.name.rsplit("/", 1)[-1].translate(_NO_DIGITS)
 
 
 @dataclass(frozen=True)
@@ -133,19 +136,25 @@ def _times(data: bytes, factor: Array) -> bytes:
         return (np.frombuffer(data, "<f4") * factor).astype("<f4").tobytes()
 
 
+def _ends(data: bytes) -> tuple[float, float]:
+    """The first and the last number."""
+    return *_FLOAT.unpack_from(data), *_FLOAT.unpack_from(data, len(data) - 4)
+
+
 def _product(data: bytes, recent: deque[bytes]) -> tuple[int, bytes] | None:
     """Which of the recent tensors times which number is `data`, bit by bit; the number has the bits of a float32."""
     if len(data) < 16 or len(data) % 4:
         return None
-    whole = np.frombuffer(data, "<f4").astype(np.float64)
-    if not np.isfinite(whole).all():  # > what a NaN carries on is the machine's own
-        return None
+    begin, end = _ends(data)
     for back, other in enumerate(recent):
         if len(other) != len(data):
             continue
-        old = np.frombuffer(other, "<f4").astype(np.float64)
-        if abs(whole[0] * old[-1] - whole[-1] * old[0]) > 1e-5 * abs(whole[0] * old[-1]):
+        left, right = _ends(other)
+        if abs(begin * right - end * left) > 1e-5 * abs(begin * right):
             continue
+        whole, old = (np.frombuffer(part, "<f4").astype(np.float64) for part in (data, other))
+        if not np.isfinite(whole).all():  # > what a NaN carries on is the machine's own
+            return None
         with np.errstate(all="ignore"):
             ratio = whole / old
             fine = np.isfinite(ratio)

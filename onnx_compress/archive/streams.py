@@ -33,6 +33,7 @@ _SAMPLE = 1 << 16  # symbols that tell whether a stream can be coded at all
 _HOPELESS = 7.97  # bits a symbol of the sample from which on it is stored raw
 _PROBE = 1 << 15  # bytes on which zstd is tried first
 _MATCHED = 0.9  # of the sample's bytes, above which matches alone do not bring it
+_NEAR = 1.5  # times the entropy's bytes, above which they bring less than frequencies
 _GAIN = 0.9  # of the entropy's bytes that zstd must undercut on a sample to be tried on all
 
 
@@ -159,7 +160,9 @@ def _hopeless(flat: Array) -> bool:
 def repeats(data: Array) -> bool:
     """Whether zstd finds more in the first bytes of `data` than how often each of them occurs."""
     sample = data[:_PROBE]
-    if len(squeeze(sample, -1)) > _MATCHED * sample.size:  # > nothing but matches: in a tenth of the time
+    matched = len(squeeze(sample, -1))  # > nothing but matches: in a tenth of the time
+    if matched > _MATCHED * sample.size:
         return False
-    found = len(squeeze(sample, 1))
-    return found < _GAIN * order0_bits(sample) / 8 * sample.size + 64
+    known = order0_bits(sample) / 8 * sample.size
+    # > of zeros that stand together, too, it makes matches, but brings no more than half of what frequencies do
+    return matched < _NEAR * known + 64 and len(squeeze(sample, 1)) < _GAIN * known + 64

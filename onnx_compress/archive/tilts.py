@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST = 4095  # of a number, either way
 _STEPS = 6  # Newton's
+_NEAR = 8  # distance from the centre from which on so many symbols are one
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,27 @@ def _newton(counts: Array, base: Array, center: int) -> Array:
     """The tilts that make `counts` (blocks, symbols) most likely, shrunk a little toward none."""
     away = np.arange(base.size) - center
     reach = max(float(np.abs(away).max()), 1.0)
-    present = base != ABSENT
-    features = np.stack([np.abs(away) / reach, away / reach, away == 0], axis=1)[present]
     eighth = np.log(2) / 8
-    start = -eighth * base[present].astype(np.float64)
-    used = counts[:, present].astype(np.float64)
+    weight = np.where(base == ABSENT, 0, np.exp(-eighth * base))
+    # > far out neighbours are as one: where they are on average by the base
+    coarse = np.where(np.abs(away) < _NEAR, away, np.sign(away) * (_NEAR + np.abs(away) // _NEAR))
+    groups = np.flatnonzero(np.diff(coarse, prepend=coarse[0] - 1))
+    mass = np.add.reduceat(weight, groups)
+    used = np.add.reduceat(counts, groups, axis=1)[:, mass > 0].astype(np.float64)
+    place = np.add.reduceat(weight * away, groups)[mass > 0] / mass[mass > 0]
+    start = np.log(mass[mass > 0])
+    features = np.stack([np.abs(place) / reach, place / reach, place == 0], axis=1)
+    products = (features[:, :, np.newaxis] * features[:, np.newaxis]).reshape(-1, 9)
     size = used.sum(axis=1)
+    aim = used @ features
     theta = np.zeros((len(counts), 3))
     for _ in range(_STEPS):
         score = start + theta @ features.T
         share = np.exp(score - score.max(axis=1, keepdims=True))
         share /= share.sum(axis=1, keepdims=True)
         mean = share @ features
-        second = (share[:, np.newaxis, :] * features.T) @ features
-        covariance = second - mean[:, :, None] * mean[:, None, :]
-        slope = used @ features - size[:, None] * mean - 0.1 * theta
+        covariance = (share @ products).reshape(-1, 3, 3) - mean[:, :, None] * mean[:, None, :]
+        slope = aim - size[:, None] * mean - 0.1 * theta
         step = np.linalg.solve(size[:, None, None] * covariance + 0.1 * np.eye(3), slope[..., None])[..., 0]
         theta += np.clip(step, -3, 3)
     point = (1 << _fine(away)) / reach

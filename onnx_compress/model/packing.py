@@ -106,10 +106,13 @@ def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int, int]
     """
     found: dict[str, tuple[Packing, int, int]] = {}
     for graph in graphs(proto.graph):
+        mods = [node for node in graph.node if node.op_type == "Mod"]
+        if not mods:
+            continue
         weights = {tensor.name: tensor for tensor in graph.initializer}
         makers = {name: node for node in graph.node for name in node.output}
         shapers = {node.input[0]: node for node in graph.node if node.op_type in ("Reshape", "Slice")}
-        for mod in graph.node:
+        for mod in mods:
             source = _packed_by(mod, makers, weights)
             if source is None:
                 continue
@@ -132,7 +135,7 @@ def packed_tensors(proto: onnx.ModelProto) -> dict[str, tuple[Packing, int, int]
 
 def _packed_by(mod: onnx.NodeProto, makers: Any, weights: Any) -> tuple[onnx.TensorProto, Array] | None:
     """The packed initializer behind a Mod, and the powers it is divided by."""
-    if mod.op_type != "Mod" or mod.input[0] not in makers:
+    if mod.input[0] not in makers:
         return None
     div = makers[mod.input[0]]
     if div.op_type != "Div" or not _is_small(weights.get(div.input[1])) or div.input[0] not in makers:
