@@ -39,8 +39,8 @@ RIDGE = 1e-2  # of the same: how strongly the target weight is held to the prese
 class Problem:
     """One layer's least-squares problem: min tr[(W − W̃) G (W − W̃)ᵀ] over factors W̃, and the bias that goes with it.
 
-    weight (groups, N / groups, K): the best dense one; grams (groups, K, K), or (groups, K) their diagonals, centred where the
-    layer has a bias to rewrite; count: columns behind them; mean_x (groups, K) and mean_y (groups, N / groups): what the
+    weight (groups, N / groups, K): the best dense one; grams (groups, K, K), or (groups, K) their diagonals, float32 where they
+    are wide, centred where the layer has a bias to rewrite; count: columns behind them; mean_x (groups, K) and mean_y (groups, N / groups): what the
     bias must reconcile, None without one. products: of the weight of a group with its Gram matrix, as far as it is known.
     """
 
@@ -128,9 +128,14 @@ def plain_problem(layer: Layer, stat: GramStat | None) -> Problem:
         gram = np.broadcast_to(stat.gram, (layer.groups, *stat.gram.shape[1:]))
         return Problem(layer.weight, gram, count=stat.count)
     if not layer.shifts:
-        return Problem(layer.weight, stat.gram, count=stat.count)
+        return Problem(layer.weight, _held(stat.gram), count=stat.count)
     mean_y = np.einsum("gnk,gk->gn", layer.weight, stat.mean)
-    return Problem(layer.weight, centred(stat), stat.mean, mean_y, stat.count)
+    return Problem(layer.weight, _held(centred(stat)), stat.mean, mean_y, stat.count)
+
+
+def _held(grams: Array) -> Array:
+    """In float32 where they are wide: damped far above its rounding before they are inverted, in half the memory."""
+    return grams.astype(np.float32) if grams.shape[-1] > MIDDLING else grams
 
 
 def output_problem(layer: Layer, stat: GramStat) -> Problem:
@@ -161,7 +166,7 @@ def solve(
     else:
         found = []
         for group in range(layer.groups):
-            begin = None if start is None else [part[group] for part in start.parts]
+            begin = None if start is None else [part[group].astype(np.float64) for part in start.parts]
             found.append(_SOLVERS[form.method](problem, layer, form, group, begin, sweeps))
         factors = Factors(form.method, tuple(np.stack(side) for side in zip(*found, strict=True)))
     if problem.mean_x is None or problem.mean_y is None:
@@ -294,7 +299,7 @@ def damped(gram: Array, share: float) -> Array:
     """`gram` with `share` of its mean diagonal added to the diagonal."""
     if gram.ndim == 1:
         return gram + damping(gram, share)
-    total: Array = gram.copy()
+    total: Array = gram.astype(np.float64)
     total[np.diag_indices(len(gram))] += damping(gram, share)
     return total
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +33,10 @@ class Factors:
     def first(self) -> Array:
         """The part that reads the layer's input."""
         return self.parts[0]
+
+    def narrowed(self) -> Factors:
+        """In float32, in which nearly all models hold them."""
+        return replace(self, parts=tuple(part.astype(np.float32) for part in self.parts))
 
     @property
     def params(self) -> int:

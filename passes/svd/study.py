@@ -46,7 +46,7 @@ FEW, LEAST = (
     8,
     2,
 )  # samples from which each layer is probed at two shares only, and that it is probed on at least
-LIGHT = 4_000_000  # weights up to which a session for a probe takes less than its runs
+LIGHT = 4_000_000  # weights up to which a session for a probe takes less than its runs, and trials are kept in float64
 MINIMUM = 48  # samples that are used whatever the model's size
 DATA_WORK = 4e11  # multiply-adds of one run over all samples: of a larger model fewer samples are used
 HELD_OUT = 0.25  # of the data
@@ -212,7 +212,8 @@ class Study:
         if key not in self._factors:
             layer = next(layer for layer in self.layers if layer.output == output)
             made = solve(self.problem(output), layer, option.form, sweeps=trial_sweeps(layer))
-            self._factors[key] = behind(made, layer.weight) if output in self.projected else made
+            made = behind(made, layer.weight) if output in self.projected else made
+            self._factors[key] = made.narrowed() if self.params > LIGHT else made
         return self._factors[key]
 
     def build(self, plan: Mapping[str, Option]) -> Model:
