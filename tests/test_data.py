@@ -95,6 +95,15 @@ def test_a_scalar_goes_with_every_sample() -> None:
     assert all(b["scale"] == 2 for b in data.batches(4))
 
 
+def test_samples_of_different_scalars_never_share_a_batch() -> None:
+    """A flag, a sampling rate or a time step belongs to its feed: the first of a batch is not everybody's."""
+    specs = [*SPEC, spec("scale", ())]
+    feeds = [{"input": ROWS[at : at + 2], "scale": np.float32(at // 4)} for at in range(0, 10, 2)]
+    for source in (feeds, iter(feeds)):
+        batches = list(open_data(source, specs).batches(32))
+        assert [(len(batch["input"]), float(batch["scale"])) for batch in batches] == [(4, 0), (4, 1), (2, 2)]
+
+
 class Reader:
     """As onnxruntime.quantization.CalibrationDataReader."""
 

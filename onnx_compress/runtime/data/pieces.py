@@ -111,9 +111,14 @@ class Pieces:
     def _groups(self, counts: Sequence[int]) -> Array:
         if self.kind != "rows":
             return np.arange(sum(counts))
-        shapes = [tuple(p.entries[s.name].shape[1:] for s in self.specs) for p in self.pieces]
-        number = {shape: at for at, shape in enumerate(dict.fromkeys(shapes))}
-        return np.repeat(np.array([number[shape] for shape in shapes], int), counts)
+        kinds = [self._kind_of(piece) for piece in self.pieces]
+        number = {kind: at for at, kind in enumerate(dict.fromkeys(kinds))}
+        return np.repeat(np.array([number[kind] for kind in kinds], int), counts)
+
+    def _kind_of(self, piece: Piece) -> tuple[tuple[int, ...] | bytes, ...]:
+        """What the samples of pieces that share a batch have in common: their shapes, and the scalars that go with all of them."""
+        entries = [piece.entries[spec.name] for spec in self.specs]
+        return tuple(entry.shape[1:] if entry.shape else entry.load().tobytes() for entry in entries)
 
     def _is_target(self, piece: Piece, name: str) -> bool:
         entry = piece.entries.get(name)
