@@ -117,9 +117,11 @@ def test_a_scale_that_is_another_times_a_number_is_stored_as_that_number(tmp_pat
 
 def test_chunks_meet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A weight longer than a chunk, in rows, in rows longer than a chunk, and without rows."""
-    from onnx_compress.archive import payloads
+    from onnx_compress.archive import packing, payloads, unpacking
 
     monkeypatch.setattr(payloads, "CHUNK", 1000)
+    for module in (packing, unpacking):
+        monkeypatch.setattr(module, "MOST_BYTES", 2000)
     rng = np.random.default_rng(2)
     shapes = [(33, 100), (3, 700), (4111,)]
     values = [np.rint(rng.normal(0, 9, shape)).astype(kind) for shape in shapes for kind in (np.int8, "f4")]

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH_CODERS = ("lanes", "ans", "range", "huffman")  # as stored
 CHAIN = 16  # batches that share lanes, at most
+MOST_BYTES = 1 << 22  # of a batch, if it is more than a chunk
 MOST_SYMBOLS = 1 << 24  # of a batch
 MOST_FAMILIES = 64  # of a batch
 MOST_TAPPED = 1 << 22  # symbols of a batch with contexts, which take more memory

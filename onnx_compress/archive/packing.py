@@ -12,11 +12,19 @@ import numpy as np
 from onnx import TensorProto
 
 from onnx_compress.archive import lanes
-from onnx_compress.archive.batches import CHAIN, MOST_FAMILIES, MOST_SYMBOLS, MOST_TAPPED, Batch, Stream
+from onnx_compress.archive.batches import (
+    CHAIN,
+    MOST_BYTES,
+    MOST_FAMILIES,
+    MOST_SYMBOLS,
+    MOST_TAPPED,
+    Batch,
+    Stream,
+)
 from onnx_compress.archive.container import DIGEST, HEADER_BYTES, Header, Member, Weight
 from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.general import tight
-from onnx_compress.archive.payloads import CHUNK, Kind, chunks, plan_chunk
+from onnx_compress.archive.payloads import Kind, chunks, plan_chunk
 from onnx_compress.archive.pool import extract
 from onnx_compress.archive.sources import File, Stretch, between, files_of
 from onnx_compress.archive.streams import CODERS, order0_bits
@@ -213,7 +221,7 @@ class _Packer:
         keys = {part.key for part in coded if part.key is not None}
         held = self.waiting
         if held.forms and (
-            held.nbytes + length > CHUNK
+            held.nbytes + length > MOST_BYTES
             or held.symbols + symbols > MOST_SYMBOLS
             or held.tapped + tapped > MOST_TAPPED
             or len(held.keys | keys) > MOST_FAMILIES

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import zstandard
 
 from onnx_compress.archive import lanes
-from onnx_compress.archive.batches import CHAIN
+from onnx_compress.archive.batches import CHAIN, MOST_BYTES
 from onnx_compress.archive.container import (
     DIGEST,
     HEADER_BYTES,
@@ -30,7 +30,7 @@ from onnx_compress.archive.container import (
 )
 from onnx_compress.archive.fields import Reader, damaged
 from onnx_compress.archive.general import loosen
-from onnx_compress.archive.payloads import CHUNK, Kind, chunks, read_chunk
+from onnx_compress.archive.payloads import Kind, chunks, read_chunk
 from onnx_compress.archive.pool import MOST, POOLS, restore
 from onnx_compress.archive.promises import Pending
 from onnx_compress.archive.threads import one_thread
@@ -190,7 +190,7 @@ def _chunks(index: Reader, bulk: Reader, weights: list[Weight], spare: _Spare) -
                     raise damaged("it has more weights than it says")
                 kind, shape = item
                 size += shape[0] * shape[1] * kind.width
-                if found and size > CHUNK:
+                if found and size > MOST_BYTES:
                     raise damaged("a batch is larger than any")
                 found.append(read_chunk(index, bulk, kind, shape, batch))
                 item = next(waiting, None)
