@@ -154,6 +154,7 @@ _ZERO = r"token_?type|segment|past"
 _POSITION = r"position|pos_ids"
 _LENGTH = r"len(gth)?s?($|_)|num_frames"
 _RATE = r"^sr$|sample_?rate"
+_POWERS = "float8_e8m0fnu"  # has neither sign nor zero
 
 
 def _draw(
@@ -169,6 +170,8 @@ def _draw(
         return np.asarray(rng.random(shape) < 0.5)
     if kind not in "iu":
         value = np.zeros(shape) if _is(spec, _STATE) else _field(shape, rng)
+        if spec.dtype.name == _POWERS:
+            value = np.maximum(np.abs(value), 2.0**-126)
         return value.astype(spec.dtype)
     if _is(spec, _ZERO):
         return np.zeros(shape, spec.dtype)
