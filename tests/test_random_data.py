@@ -78,3 +78,9 @@ def test_random_inputs_of_powers_of_two_are_numbers() -> None:
     assert np.isfinite(values).all()
     assert (values > 0).all()
     assert len(np.unique(values)) > 2
+
+
+def test_random_inputs_fill_the_batch_that_a_model_demands() -> None:
+    """More than are asked for, where a batch is more: a run without data would have nothing to verify with."""
+    (feeds,) = random_data([spec("x", (48, 3))], 32).batches(32)
+    assert feeds["x"].shape == (48, 3)

@@ -47,7 +47,8 @@ class Random:
         size = batch_size(specs)
         self.rows = size != "none"
         self.fixed = size if isinstance(size, int) else None
-        self.groups = np.zeros(samples, int) if self.rows else np.arange(samples)
+        count = max(samples, self.fixed or 1)
+        self.groups = np.zeros(count, int) if self.rows else np.arange(count)
 
     def read(self, rows: Array) -> dict[str, Array]:
         """The inputs of these samples."""
@@ -79,7 +80,7 @@ def random_data(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     model: Model | None = None,
 ) -> Data:
-    """`samples` made-up samples for the inputs `specs`; the same seed gives the same ones.
+    """`samples` made-up samples for the inputs `specs`, or the batch that the model demands; the same seed gives the same ones.
 
     input_shapes: the sizes of symbolic axes; model: to find the size of the table that token ids look up.
     Images and other floats are smooth fields of unit variance, ids are words of the vocabulary, masks are ones, types of
