@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnx_compress.model.document import Model
 from onnx_compress.model.surgery import Surgery
-from onnx_compress.runtime.layers import LayerInput, layer_input, weight_from_rows, weight_rows
+from onnx_compress.runtime.layers import LayerInput, layer_input, own_bias, weight_from_rows, weight_rows
 from onnx_compress.runtime.session import Session
 from onnx_compress.runtime.unfold import choose, unfold
 
@@ -173,3 +173,22 @@ def test_every_position_comes_up() -> None:
     """Over the samples, no position (a padded border, say) is left out or preferred."""
     counts = np.bincount(choose(12 * 12, 16, 0, 144).ravel(), minlength=144)
     assert counts.min() == counts.max() == math.prod((16, 144)) // 144
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("beta", [0.0, 2.0])
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (1, 6), (5, 1), (5, 6), (1, 1)])
+def test_an_own_bias_is_what_comes_of_no_input(shape: tuple[int, ...], beta: float, left: bool) -> None:
+    """(5, 6) outputs, of which the weight makes the columns, or the rows where it is the left factor; told, or said to be no vector."""
+    bias = random(2, *shape)
+    inputs = ["w", "x", "b"] if left else ["x", "w", "b"]
+    weight, zeros = (random(0, 5, 4), np.zeros((4, 6))) if left else (random(0, 4, 6), np.zeros((5, 4)))
+    model, _ = one_node("Gemm", inputs, weight, beta=beta)
+    model.proto.graph.initializer.append(numpy_helper.from_array(bias, "b"))
+    made = Session(model, threads=1).run({"x": zeros.astype(np.float32)})["y"]
+    made = made if not left else made.T
+    found = own_bias(next(iter(Surgery(model).nodes())), made.shape[1])
+    if found is None:
+        assert (made != made[0]).any()
+    else:
+        np.testing.assert_allclose(np.broadcast_to(found, made.shape), made, rtol=1e-6)

@@ -101,6 +101,25 @@ def weight_index(node: gs.Node) -> int:
     return 1 if node.op.startswith("Conv") or isinstance(node.inputs[1], gs.Constant) else 0
 
 
+def own_bias(node: gs.Node, outputs: int) -> Array | None:
+    """What a layer adds to its product on each of its `outputs` channels, (outputs,) float64: zeros for nothing.
+
+    None where it is computed in the graph, or differs along another axis than that of the outputs.
+    """
+    bias = node.inputs[2] if node.op != "MatMul" and len(node.inputs) > 2 and node.inputs[2].name else None
+    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
+    if bias is None or beta == 0:
+        return np.zeros(outputs)
+    if not isinstance(bias, gs.Constant):
+        return None
+    value = beta * np.asarray(bias.values, np.float64)
+    rows = 2 if weight_index(node) == 0 else 1  # from the last: the axis of the outputs
+    vector = value.ndim >= rows and value.shape[-rows] == value.size == outputs
+    if value.size == 1:
+        return np.full(outputs, value.item())
+    return value.reshape(-1) if vector else None
+
+
 def weight_rows(node: gs.Node, weight: Array) -> Array:
     """The weight of a layer as matrices (groups, N/groups, K) that multiply the columns of its LayerInput.
 

@@ -12,7 +12,7 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.numerics.through import OPEN, Clamp, Fit
 from onnx_compress.passes.cluster.bias import adder, bias_of
 from onnx_compress.runtime.columns import Columns, Targets
-from onnx_compress.runtime.layers import LayerInput, layer_input, weight_index, weight_rows
+from onnx_compress.runtime.layers import LayerInput, layer_input, own_bias, weight_index, weight_rows
 from onnx_compress.runtime.walk import Walk
 
 if TYPE_CHECKING:
@@ -90,6 +90,10 @@ def find_aims(
         rows = weight_rows(node, np.empty(weight.tensor.shape, np.bool_))
         if rows.shape[2] > WIDEST or 8 * rows.shape[0] * rows.shape[2] ** 2 > GRAMS:
             continue
+        outputs = rows.shape[0] * rows.shape[1]
+        added = own_bias(node, outputs)
+        if bias_of(node, outputs) is None and (added is None or added.any()):
+            continue  # > what it gives is not its product alone
         place = places[id(node)]
         target = targets.of(_output(node, shapes), place)
         if target is not None and weight.users[0][1] == weight_index(node):

@@ -136,8 +136,8 @@ def _recurrent(node: gs.Node) -> list[Consumer]:
 
 
 def bias_add(node: gs.Node) -> gs.Node | None:
-    """The Add of a constant vector that is the only reader of a MatMul, if there is one."""
-    if node.op != "MatMul" or len(node.outputs[0].outputs) != 1:
+    """The Add of a constant vector over its outputs that is the only reader of a MatMul, if there is one."""
+    if node.op != "MatMul" or len(node.outputs[0].outputs) != 1 or weight_index(node) == 0:
         return None
     add = node.outputs[0].outputs[0]
     if add.op != "Add":

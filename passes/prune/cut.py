@@ -15,7 +15,7 @@ from onnx_compress.numerics.leastsquares import refit as fitted
 from onnx_compress.numerics.ridge import evidence
 from onnx_compress.passes.prune.consumers import Consumer, bias_add, consumers
 from onnx_compress.passes.prune.curves import dense
-from onnx_compress.runtime.layers import weight_from_rows
+from onnx_compress.runtime.layers import own_bias, weight_from_rows, weight_index
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -106,7 +106,22 @@ def has_bias(reader: Consumer) -> bool:
         return (
             False  # its outputs are not an axis of its weight, or each pixel takes its own part of the kernel
         )
-    return reader.node.op in ("Conv", "ConvTranspose", "Gemm") or bias_add(reader.node) is not None
+    if reader.node.op not in ("Conv", "ConvTranspose", "Gemm"):
+        return bias_add(reader.node) is not None
+    unused = len(reader.node.inputs) > 2 and reader.node.attrs.get("beta", 1.0) == 0
+    return weight_index(reader.node) == 1 and bias_of(reader) is not None and not unused
+
+
+def bias_of(reader: Consumer) -> Array | None:
+    """What the layer adds on each of its outputs, an Add right after it included; None where that is computed or no vector."""
+    outputs = int(reader.weight.shape[reader.outer])
+    if reader.node.op in ("LSTM", "GRU", "RNN"):
+        return np.zeros(1)
+    add = bias_add(reader.node)
+    if add is None:
+        return own_bias(reader.node, outputs * (reader.group if reader.node.op == "ConvTranspose" else 1))
+    value = np.asarray(next(t for t in add.inputs if isinstance(t, gs.Constant)).values, np.float64)
+    return np.broadcast_to(value.reshape(-1), (outputs,))
 
 
 def add_bias(surgery: Surgery, reader: Consumer, shift: Array) -> None:
@@ -122,8 +137,7 @@ def add_bias(surgery: Surgery, reader: Consumer, shift: Array) -> None:
         if len(reader.node.inputs) < 3 or reader.node.inputs[2].is_empty():
             zero = surgery.constant(f"{reader.name}_bias", np.zeros(len(shift), np.float32))
             reader.node.inputs = [*list(reader.node.inputs)[:2], zero]
-        if beta and isinstance(reader.node.inputs[2], gs.Constant):
-            _shift_input(surgery, reader.node, 2, shift, beta)
+        _shift_input(surgery, reader.node, 2, shift, beta)
 
 
 def _shift_input(surgery: Surgery, node: gs.Node, index: int, shift: Array, scale: float) -> None:

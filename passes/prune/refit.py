@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.numerics.through import OPEN, Clamp, Fit
 from onnx_compress.passes.prune.consumers import Consumer, bias_add, consumers
-from onnx_compress.passes.prune.cut import add_bias, has_bias, store
+from onnx_compress.passes.prune.cut import add_bias, bias_of, has_bias, store
 from onnx_compress.passes.prune.rescale import Scale, scale_of
 from onnx_compress.runtime.columns import Columns, Target, Targets
 from onnx_compress.runtime.walk import Walk
@@ -131,7 +131,9 @@ def _solve(
     """The weight, and the bias where there is one, that come closest to the aim."""
     reader = aim.reader
     rows, bias = reader.rows(), has_bias(reader)
-    before = np.broadcast_to(_bias(reader), (rows.shape[0] * rows.shape[1],))
+    own = bias_of(reader)
+    assert own is not None
+    before = np.broadcast_to(own, (rows.shape[0] * rows.shape[1],))
     fit = Fit(rows, before.reshape(rows.shape[:2]), bias=bias, damping=damping)
     fit.plain(columns)
     if aim.clamp != OPEN:
@@ -142,17 +144,6 @@ def _solve(
     store(reader, fit.weight)
     if bias:
         add_bias(surgery, reader, fit.shift.ravel() - before)
-
-
-def _bias(reader: Consumer) -> Array:
-    """The layer's bias as it is, (N,) or a scalar zero."""
-    add = bias_add(reader.node)
-    if add is not None:
-        return np.asarray(next(t for t in add.inputs if isinstance(t, gs.Constant)).values, np.float64)
-    if len(reader.node.inputs) > 2 and isinstance(reader.node.inputs[2], gs.Constant):
-        beta = float(reader.node.attrs.get("beta", 1.0)) if reader.node.op == "Gemm" else 1.0
-        return beta * np.asarray(reader.node.inputs[2].values, np.float64)
-    return np.zeros(1)
 
 
 def _outputs(reader: Consumer) -> int:
@@ -240,7 +231,7 @@ def _steps(
     steps: list[Aim | Scale] = []
     for node in _touched(surgery, original, _cut_weights(units)):
         reader = readers.get(id(node))
-        if reader is not None and len(reader.weight.outputs) > 1:
+        if reader is not None and (len(reader.weight.outputs) > 1 or bias_of(reader) is None):
             continue
         if reader is not None and reader.name in kept:
             output = (bias_add(reader.node) or reader.node).outputs[0]

@@ -21,12 +21,12 @@ from onnx_compress.passes.sparsify.brain import DAMPING, WORK, Inputs
 from onnx_compress.passes.sparsify.layers import put
 from onnx_compress.passes.sparsify.solve import Sparse, solve
 from onnx_compress.runtime.columns import Columns, Target, Targets
+from onnx_compress.runtime.layers import own_bias
 from onnx_compress.runtime.walk import Walk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    import onnx_graphsurgeon as gs
     from numpy.typing import NDArray
 
     from onnx_compress.contract import Job
@@ -78,7 +78,9 @@ def _solve(study: Study, number: int, zeros: int, columns: Columns, clamp: Clamp
     layer = study.layers[number]
     alpha = float(layer.node.attrs.get("alpha", 1.0)) if layer.node.op == "Gemm" else 1.0
     groups, outputs, _ = layer.rows.shape
-    before = np.broadcast_to(_bias(layer.node), groups * outputs).reshape(groups, outputs)
+    bias = own_bias(layer.node, groups * outputs)
+    assert bias is not None
+    before = bias.reshape(groups, outputs)
     fit = Fit(alpha * layer.rows, before, bias=layer.shifts, damping=DAMPING)
     fit.plain(columns)
     grams = np.stack(fit.grams)
@@ -101,15 +103,6 @@ def _solve(study: Study, number: int, zeros: int, columns: Columns, clamp: Clamp
     fit.shift = fit.shift + np.einsum("gnk,gk->gn", fit.weight - rows, mean)
     shift = ((fit.shift - before) / alpha).reshape(-1) if layer.shifts else None
     return Sparse(rows / alpha, shift, sparse.error)
-
-
-def _bias(node: gs.Node) -> Array:
-    """What the layer adds to its product: (N,), or (1,) for nothing."""
-    if len(node.inputs) < 3 or not node.inputs[2].name:
-        return np.zeros(1)
-    beta = float(node.attrs.get("beta", 1.0)) if node.op == "Gemm" else 1.0
-    bias: Array = beta * np.asarray(node.inputs[2].values, np.float64).reshape(-1)
-    return bias
 
 
 def _with(model: Model, found: Mapping[str, Sparse]) -> Model:
@@ -154,6 +147,8 @@ def _targets(study: Study, job: Job) -> dict[int, Target]:
     for number, layer in enumerate(study.layers):
         if layer.input.kind == "transpose" or layer.rows.shape[2] > study.widest:
             continue
+        if own_bias(layer.node, layer.rows.shape[0] * layer.rows.shape[1]) is None:
+            continue  # > what it gives is not its product alone
         target = targets.of(layer.node.outputs[0], layer.place)
         if target is not None:
             found[number] = target
