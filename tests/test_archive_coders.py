@@ -99,6 +99,20 @@ def test_sparse_kernels_are_smaller_than_by_xz(radix: int, tmp_path: Path) -> No
     assert size < 0.95 * len(lzma.compress(source.read_bytes(), preset=9))
 
 
+@pytest.mark.parametrize("reach", [1, 127])
+def test_taps_that_are_alike_take_far_less_than_each_would(reach: int, tmp_path: Path) -> None:
+    """Little is left of taps that are those before them, however singular the equations are that say so."""
+    rng = np.random.default_rng(reach)
+    one = rng.integers(-reach, reach + 1, (128, 96, 1, 1)).astype(np.int8)
+    sizes = [
+        round_trip(model_of(tmp_path / "a.onnx", np.tile(one, (1, 1, *taps))), tmp_path / "f")["after"][
+            "bytes"
+        ]
+        for taps in ((1, 1), (3, 3))
+    ]
+    assert sizes[1] < 0.3 * 9 * sizes[0]
+
+
 @pytest.mark.parametrize("tables", [1, 5])
 def test_lanes_come_near_the_bits_that_frequencies_promise(tables: int) -> None:
     """A lane costs its state, four bytes of which it uses one on average; nothing else is lost."""

@@ -28,6 +28,7 @@ _LEAST, _MOST = -15, 16  # of a class
 _STEPS = 4.0  # an octave of spread
 _ODDS_STEPS = 2.0  # an octave of odds
 _CLASS_BITS = 4  # of the square root of so many classes, beside their entropy, about, as they are stored
+_MANY = 256  # rows
 _FEW = 16  # cells of a row, or rows, below which there are no classes
 _NATS = 0.75 * np.log(
     2
@@ -107,7 +108,7 @@ def odds(matrix: Array, center: int, taps: int) -> tuple[Classes, Classes]:
         none = _plain(whole + 12, rows, columns, taps)
         return _plain(_STEPS * np.log2(mean + 1e-3), rows, columns, taps), none
     worth = 0.5 * np.log(2) * share * (1 - share) / _ODDS_STEPS**2
-    second, _ = _of_logarithms(
+    second = _of_logarithms(
         base, [_ODDS_STEPS * np.log2(part) - (base - 12) for part in chances], matrix.size, worth
     )
     first_base = _base(_STEPS * np.log2(mean + 1e-3))
@@ -116,7 +117,7 @@ def odds(matrix: Array, center: int, taps: int) -> tuple[Classes, Classes]:
     worth = (
         _NATS / _STEPS**2 * min(1.0, float(away.max()) / 16)
     )  # > few symbols tell less of how far they spread
-    first, _ = _of_logarithms(first_base, logs, round(share * matrix.size), worth)
+    first = _of_logarithms(first_base, logs, round(share * matrix.size), worth)
     return first, second
 
 
@@ -134,17 +135,11 @@ def _sums(values: Array, taps: int) -> tuple[Array, Array, Array]:
 
 
 def _classes(away: Array, taps: int) -> Classes:
-    """By the mean of each row and of each channel and tap, or where that saves more of each column."""
-    across, down = _sums(away, 1)[:2]
-    base = _base(_STEPS * np.log2(float(across.sum()) / away.size + 1e-3))
-    kernels = down.reshape(-1, taps)
-    worth = _NATS / _STEPS**2
-    rows, columns = _logarithms(across, away.size, base), _logarithms(down, away.size, base)
-    found = [_of_logarithms(base, [rows, columns, np.zeros(1)], away.size, worth)]
-    if taps > 1:
-        apart = [_logarithms(kernels.sum(axis=axis), away.size, base) for axis in (1, 0)]
-        found.append(_of_logarithms(base, [rows, *apart], away.size, worth))
-    return max(found, key=lambda one: one[1])[0]
+    """By the mean of each row, of each channel and of each tap, or where rows are many of each column."""
+    sums = _sums(away, taps if len(away) < _MANY else 1)
+    base = _base(_STEPS * math.log2(float(sums[0].sum()) / away.size + 1e-3))
+    logs = [_logarithms(part, away.size, base) for part in sums]
+    return _of_logarithms(base, logs, away.size, _NATS / _STEPS**2)
 
 
 def _logarithms(sums: Array, size: int, base: int) -> Array:
@@ -162,9 +157,9 @@ def _plain(value: float, rows: int, columns: int, taps: int) -> Classes:
     return Classes(_base(value), *parts)
 
 
-def _of_logarithms(base: int, logs: list[Array], size: int, worth: float) -> tuple[Classes, float]:
-    """Classes of logarithms in steps, where they save more than they take: `worth` bits a symbol for each step squared; and the bits saved."""
-    parts, saved = [], 0.0
+def _of_logarithms(base: int, logs: list[Array], size: int, worth: float) -> Classes:
+    """Classes of logarithms in steps, where they save more than they take: `worth` bits a symbol for each step squared."""
+    parts = []
     for log in logs:
         count = size / log.size
         # > what rounding to a stride loses, count · worth · stride² / 12, against the bits it spares a class
@@ -174,9 +169,8 @@ def _of_logarithms(base: int, logs: list[Array], size: int, worth: float) -> tup
         found = rounded.astype(np.int8)
         if gain > 0:
             gain -= _entropy(found) * log.size
-        saved += max(gain, 0.0)
         parts.append(found if gain > 0 else np.zeros(log.size, np.int8))
-    return Classes(base, *parts), saved
+    return Classes(base, *parts)
 
 
 def _entropy(classes: Array) -> float:

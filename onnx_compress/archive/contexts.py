@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive.classes import pack_classes, unpack_classes
+from onnx_compress.archive.factors import pack_factors, regression, unpack_factors
 from onnx_compress.archive.fields import damaged
 from onnx_compress.archive.tilts import Tilts, fit_tilts
 
@@ -146,7 +147,7 @@ class Contexts:
         else:
             found = weights[tap, : 1 + tap] @ sizes[: 1 + tap], factors[tap, :tap] @ values[:tap]
         # > sums of products of small integers: exact in float32 below 2^24, in whatever order
-        total, foretold = (part.astype(np.intp) for part in found)
+        total, foretold = (part.astype(np.int32) for part in found)
         total >>= _COARSE
         foretold >>= _FINE
         return total, foretold
@@ -164,10 +165,10 @@ class Contexts:
         self.kernels.write(head)
         head.number(self.symbols)
         head.number(self.center)
-        head.raw(self.weights[np.tril_indices(self.taps)].astype(np.int8).tobytes())
+        head.raw(pack_factors(self.weights, 1))
         head.number(int(self.factors is not None))
         if self.factors is not None:
-            head.raw(self.factors[np.tril_indices(self.taps, -1)].astype(np.int8).tobytes())
+            head.raw(pack_factors(self.factors, 0))
         for edges in (self.spreads, self.means):
             head.number(edges.size)
             for number in np.diff(edges, prepend=-_OFFSET).tolist():
@@ -181,8 +182,8 @@ class Contexts:
         if symbols < 2:
             raise damaged("a stream has no symbols")
         center = head.number(symbols - 1)
-        weights = _lower(head, taps, 1)
-        factors = _lower(head, taps, 0) if head.number(1) else None
+        weights = unpack_factors(head, taps, 1)
+        factors = unpack_factors(head, taps, 0) if head.number(1) else None
         edges = [
             np.array([head.number(2 * _OFFSET) for _ in range(head.number(most - 1))], np.int64).cumsum()
             - _OFFSET
@@ -191,14 +192,6 @@ class Contexts:
         if edges[1].size and factors is None:
             raise damaged("values are foretold from nothing")
         return cls(symbols, center, kernels, weights, factors, edges[0], edges[1])
-
-
-def _lower(head: Reader, taps: int, more: int) -> Array:
-    """Factors of each of the taps, of those before it and `more`: (taps, more + taps)."""
-    found = np.zeros((taps, more + taps), np.int64)
-    places = np.tril_indices(taps, more - 1)
-    found[places] = np.frombuffer(head.raw(places[0].size), np.int8)
-    return found
 
 
 def _places(edges: Array, offset: int) -> Array:
@@ -228,7 +221,7 @@ def find_contexts(
     step = max(1, by_tap.shape[1] // _SAMPLE)
     sizes, values = _before(by_tap[:, ::step], known, center, plain[::step])
     finest = Contexts(
-        symbols, center, kernels, _regression(sizes)[1:], _regression(values), *[np.empty(0, np.int64)] * 2
+        symbols, center, kernels, regression(sizes)[1:], regression(values), *[np.empty(0, np.int64)] * 2
     )
     total, foretold = finest.expected(sizes, values)
     finest = replace(finest, spreads=_edges(total, _SPREADS, 1), means=_edges(foretold, _MEANS, 1 - _OFFSET))
@@ -292,16 +285,6 @@ def _levels(ratios: Array) -> Array:
     """The class of each row or channel, by its mean magnitude over that of all."""
     logarithms = np.log2(np.maximum(ratios, 1e-3))
     return np.clip(np.rint(2.5 * logarithms) + _CLASSES // 2, 0, _CLASSES - 1).astype(np.uint8)
-
-
-def _regression(known: Array) -> Array:
-    """Factors in 64ths that a signed byte holds, by which each row of `known` follows from those before it: lower triangular."""
-    gram = (known @ known.T).astype(np.float64)
-    gram += 1e-3 / len(gram) * max(float(np.trace(gram)), 1.0) * np.eye(len(gram))
-    # > the factor of a Gram matrix solves all of its leading parts
-    root = np.linalg.cholesky(gram)
-    found = np.eye(len(gram)) - np.linalg.inv(root / np.diag(root))
-    return np.tril(np.clip(np.rint(64 * found), -128, 127), -1).astype(np.int64)
 
 
 def _edges(numbers: Array, count: int, least: int) -> Array:

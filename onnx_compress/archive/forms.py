@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive.batches import Batch, Stream
+from onnx_compress.archive.factors import pack_factors, regression
 from onnx_compress.archive.families import FLAGS, GAPS, LEFT, PLANES, RESTS
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.streams import counts_of, entropy, plan_stream, plan_taps, raw_stream, read_stream
@@ -168,18 +169,18 @@ def _read_planes(
 
 def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
     """Every tap less what the taps before it predict by least squares; the factors, in 64ths, come first."""
-    kernels = symbols.reshape(-1, taps).astype(np.float32) - np.float32(128)
-    sample = kernels[:: max(1, kernels.shape[0] >> 14)].astype(np.float64)
-    # > the factor of a Gram matrix solves all of its leading parts
-    root = np.linalg.cholesky(sample.T @ sample + np.eye(taps))
-    factors = np.eye(taps) - np.linalg.inv(root / np.diag(root))
-    whole = np.tril(np.clip(np.rint(64 * factors), -128, 127), -1).astype(np.float32)
+    kernels = symbols.reshape(-1, taps).astype(np.float32)
+    kernels -= np.float32(128)
+    whole = regression(kernels[:: max(1, len(kernels) >> 12)].T, 1e-5)
     # > sums of products of small integers: exact in float32, in whatever order
-    foretold = (kernels @ whole.T).astype(np.int32)
-    rest = kernels.astype(np.int32) - ((foretold + 32) >> 6) + 128
-    return whole[np.tril_indices(taps, -1)].astype(np.int8).tobytes(), rest.astype(np.uint8).reshape(
-        symbols.shape
-    )
+    foretold = kernels @ whole.T.astype(np.float32)
+    foretold += np.float32(32)
+    foretold *= np.float32(1 / 64)
+    np.floor(foretold, foretold)
+    kernels -= foretold
+    kernels += np.float32(128)
+    rest = kernels.astype(np.int32).astype(np.uint8).reshape(symbols.shape)
+    return pack_factors(whole, 0), rest
 
 
 def _read_taps(
