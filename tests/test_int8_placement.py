@@ -144,6 +144,19 @@ LOWERED: dict[str, tuple[str, dict[str, Array]]] = {
 }
 
 
+@pytest.mark.parametrize("shape", [(0, 40), (32, 0)])
+def test_an_empty_weight_stays_as_it_is(shape: tuple[int, int]) -> None:
+    """Nothing to round, and no scale to round it by."""
+    weights = {"w": normal(32, 40), "v": normal(*shape), "at": np.array([3]), "one": np.array([1])}
+    nodes = "a = MatMul(x, w) e = Slice(x, at, at, one) b = MatMul(e, v) y = Add(a, b)"
+    if shape[1] == 0:
+        del weights["at"], weights["one"]
+        nodes = "a = MatMul(x, w) b = MatMul(x, v) y = Concat<axis=1>(a, b)"
+    result = run(PLAIN, build(nodes, weights, "float[N,32] x"))
+    assert [change.node for change in result.changes] == ["MatMul0"]
+    assert "its weight is empty" in {skip.why for skip in result.skips}
+
+
 def test_every_rewrite_has_a_case() -> None:
     assert LOWERED.keys() == RULES.keys()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.runtime.layers import own_bias
+
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FLOAT_ONLY = {  # work that onnxruntime's CPU provider does in float only
     "ConvTranspose": "onnxruntime's CPU provider has no integer ConvTranspose",
@@ -54,10 +56,10 @@ def unfit(node: gs.Node) -> str | None:
         return "its weight is no matrix"
     if node.op == "ConvTranspose" and int(node.attrs.get("group", 1)) != 1:
         return "a grouped ConvTranspose has no axis that counts its output channels"
-    if node.op == "Gemm" and bias is not None and bias.name:
-        columns = weight.shape[0] if node.attrs.get("transB", 0) else weight.shape[1]
-        if int(np.prod(bias.shape)) not in (1, columns) or max((*bias.shape, 1)) != int(np.prod(bias.shape)):
-            return "its bias differs by row"
+    if node.op == "Gemm" and own_bias(node, weight.shape[0 if node.attrs.get("transB", 0) else 1]) is None:
+        return "its bias differs by row"
+    if 0 in weight.shape:
+        return "its weight is empty"
     if not np.all(np.isfinite(weight.values)):
         return "its weight is not finite"
     return None
