@@ -54,3 +54,9 @@ def test_it_is_near_the_best_ridge_for_other_columns(count: int, rank: int, nois
 def test_inputs_that_never_fire_do_no_harm() -> None:
     """All zero: there is nothing to explain and nothing to explain it with."""
     assert evidence(np.ones((2, 8)), np.zeros((8, 8)), np.arange(4), 16, DAMPING) > 0
+
+
+def test_no_columns_are_no_evidence() -> None:
+    """Of a layer whose every column holds NaN nothing was seen: its weight is held as one of few columns is."""
+    weight = np.ones((OUTPUTS, INPUTS))
+    assert evidence(weight, np.zeros((INPUTS, INPUTS)), np.arange(KEPT), 0, DAMPING) == DAMPING + KEPT

@@ -37,7 +37,7 @@ def evidence(weight: Array, gram: Array, keep: Array, count: int, damping: float
     scarce = size / max(count, 1)
     mask = np.ones(len(gram), bool)
     mask[keep] = False
-    if scarce < MANY or not mask.any():
+    if not count or scarce < MANY or not mask.any():
         return damping + scarce
     lost = np.asarray(weight, np.float64)[:, mask]
     own = gram[np.ix_(keep, keep)]
