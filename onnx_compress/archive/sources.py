@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,44 +84,57 @@ def files_of(source: str) -> list[File]:
         raise InputError(f"{source}: not an ONNX file, or truncated") from error
     if not proto.HasField("graph"):
         raise InputError(f"{source}: not an ONNX model: it holds no graph")
-    inside, outside = _stubs(proto, len(places))
+    inside, outside = _stubs(proto, len(places), alone=wire.references(skeleton) == len(places))
     packed = {name: Digits(*how) for name, how in packed_tensors(proto).items()}
     stretches = [
         Stretch(at, length, *_described(inside.get(i), packed)) for i, (at, length) in enumerate(places)
     ]
-    return [_pooled(data, stretches), *_external(outside, Path(source), packed)]
+    return [_pooled(data, stretches, proto), *_external(outside, Path(source), packed)]
 
 
-def _pooled(data: Array, stretches: list[Stretch]) -> File:
+def _pooled(data: Array, stretches: list[Stretch], proto: onnx.ModelProto) -> File:
     """The model file; small tensors are out of its stretches, and counted from the first byte that is in none."""
-    try:
-        found = {
-            at: Small(at, length, data_type, name)
-            for at, length, data_type, dims, name in wire.small_weights(data.data, LEAST)
-            if data_type in TYPES and length < (LARGEST if _is_vector(data_type, dims) else wire.THRESHOLD)
-        }
-    except ValueError:  # a field of groups, which protobuf reads
-        return File("", data, stretches)
-    kept = [part for part in stretches if part.start not in found]
+    found: list[tuple[bytes, TensorProto]] = []
+    taken = set()
+    for tensor in proto.graph.initializer:
+        number = wire.weight_of(tensor)
+        if number is None:
+            found.append((tensor.raw_data, tensor))
+        elif stretches[number].length < LARGEST and _is_vector(tensor):
+            part = stretches[number]
+            found.append((data[part.start : part.start + part.length].tobytes(), tensor))
+            taken.add(number)
+    kept = [part for number, part in enumerate(stretches) if number not in taken]
     if data.nbytes - sum(part.length for part in kept) > MOST:
         return File("", data, stretches)
-    smalls, before, rest = [], 0, iter([*kept, Stretch(data.nbytes, 0, "", 2, ())])
-    part = next(rest)
-    for at, small in sorted(found.items()):
-        while part.start < at:
-            before += part.length
-            part = next(rest)
-        smalls.append(replace(small, start=at - before))
-    return File("", data, kept, smalls)
+    file = File("", data, kept)
+    skeleton, at = b"".join(between(file)), 0
+    for raw, tensor in found:
+        # > where the same bytes stand before it, these do as well
+        start = skeleton.find(raw, at) if tensor.data_type in TYPES and len(raw) >= LEAST else -1
+        if start >= 0:
+            file.smalls.append(Small(start, len(raw), tensor.data_type, tensor.name))
+            at = start + len(raw)
+    return file
 
 
-def _is_vector(data_type: int, dims: int) -> bool:
+def _is_vector(tensor: TensorProto) -> bool:
     """Whether a tensor may be a bias or a scale."""
-    return dims <= 1 and data_type in (TensorProto.FLOAT, TensorProto.INT32)
+    return len(tensor.dims) <= 1 and tensor.data_type in (TensorProto.FLOAT, TensorProto.INT32)
 
 
-def _stubs(proto: onnx.ModelProto, count: int) -> tuple[dict[int, TensorProto], list[TensorProto]]:
-    """The tensors that stand for weights left out of the skeleton, by number, and those with external data."""
+def _stubs(
+    proto: onnx.ModelProto, count: int, *, alone: bool
+) -> tuple[dict[int, TensorProto], list[TensorProto]]:
+    """The tensors that stand for weights left out of the skeleton, by number, and those with external data.
+
+    alone: only the first have any: where all are initializers, nothing else need be looked through.
+    """
+    if alone:
+        numbers = ((wire.weight_of(tensor), tensor) for tensor in proto.graph.initializer)
+        stubs = {number: tensor for number, tensor in numbers if number is not None}
+        if len(stubs) == count:
+            return stubs, []
     inside: dict[int, TensorProto] = {}
     outside = []
     for tensor in tensors(proto):

@@ -8,6 +8,7 @@ https://protobuf.dev/programming-guides/encoding/
 from __future__ import annotations
 
 import secrets
+from functools import cache
 from typing import TYPE_CHECKING
 
 import onnx
@@ -42,7 +43,20 @@ def split(buffer: memoryview) -> tuple[bytes, list[tuple[int, int]]]:
 
 def stands_for(tensor: onnx.TensorProto, index: int) -> bool:
     """Whether `tensor`, of a skeleton that `split` made in this process, stands for the weight `index`."""
-    return [entry.value for entry in tensor.external_data] == [_location(index)]
+    return weight_of(tensor) == index
+
+
+def weight_of(tensor: onnx.TensorProto) -> int | None:
+    """The number of the weight that `tensor` of such a skeleton stands for, if it does."""
+    if len(tensor.external_data) != 1:
+        return None
+    secret, _, number = tensor.external_data[0].value.partition(":")
+    return int(number) if secret == _SECRET else None
+
+
+def references(skeleton: bytes) -> int:
+    """How many tensors of a skeleton may have external data: those that stand for weights, and others."""
+    return skeleton.count(b"location")
 
 
 def _location(index: int) -> str:
@@ -56,31 +70,39 @@ def _copy(
     if not deep:
         msg = f"messages are nested more than {DEEPEST} deep"
         raise ValueError(msg)
-    children = {field.number: field.message_type for field in kind.fields if field.message_type is not None}
-    at = start
+    children = _children(kind)
+    at = kept = start
     while at < end:
         field_start = at
         tag, at = _varint(buffer, at, end)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type != 2:
-            at = _skip(buffer, at, end, wire_type)
-            yield bytes(buffer[field_start:at])
+        if tag & 7 != 2:
+            at = _skip(buffer, at, end, tag & 7)
             continue
         length, body = _varint(buffer, at, end)
         at = body + length
         if at > end:
             msg = f"a field at byte {field_start} claims {length} bytes, more than the file has"
             raise ValueError(msg)
+        number = tag >> 3
         if length < THRESHOLD:
-            yield bytes(buffer[field_start:at])
-        elif kind is _TENSOR and number == _RAW_DATA:
+            continue
+        if kind is _TENSOR and number == _RAW_DATA:
+            yield bytes(buffer[kept:field_start])
             yield _reference(len(places))
             places.append((body, length))
+            kept = at
         elif number in children:
+            yield bytes(buffer[kept:field_start])
             message = b"".join(_copy(buffer, body, at, children[number], places, deep - 1))
             yield _encode(tag) + _encode(len(message)) + message
-        else:
-            yield bytes(buffer[field_start:at])
+            kept = at
+    yield bytes(buffer[kept:end])
+
+
+@cache
+def _children(kind: Descriptor) -> dict[int, Descriptor]:
+    """The fields that are messages, by number."""
+    return {field.number: field.message_type for field in kind.fields if field.message_type is not None}
 
 
 def mark(index: int) -> bytes:
@@ -102,7 +124,7 @@ def _expanded(
     buffer: memoryview, start: int, end: int, kind: Descriptor, weights: Mapping[bytes, Weight]
 ) -> tuple[int, list[bytes | Weight]]:
     """One message with its weights: its length, and its pieces."""
-    children = {field.number: field.message_type for field in kind.fields if field.message_type is not None}
+    children = _children(kind)
     parts: list[bytes | Weight] = []
     total, at, kept = 0, start, start
     while at < end:
@@ -131,59 +153,6 @@ def _expanded(
     return total + end - kept, parts
 
 
-def small_weights(buffer: memoryview, least: int) -> Iterator[tuple[int, int, int, int, str]]:
-    """(offset, length, data type, dimensions, name) of the raw data of `least` bytes or more of each initializer of the main graph.
-
-    Raises ValueError where the buffer is no whole protobuf message.
-    """
-    graph = onnx.ModelProto.DESCRIPTOR.fields_by_name["graph"].number
-    tensor = onnx.GraphProto.DESCRIPTOR.fields_by_name["initializer"].number
-    numbers = {name: field.number for name, field in _TENSOR.fields_by_name.items()}
-    for start, end in _messages(buffer, 0, len(buffer), graph):
-        for first, last in _messages(buffer, start, end, tensor):
-            data_type, dims, name, at = 0, 0, "", first
-            raw = None
-            while at < last:
-                tag, at = _varint(buffer, at, last)
-                number = tag >> 3
-                if tag & 7 == 2:
-                    length, at = _varint(buffer, at, last)
-                    if at + length > last:
-                        msg = f"a field at byte {at} claims {length} bytes, more than the file has"
-                        raise ValueError(msg)
-                    if number == _RAW_DATA:
-                        raw = at, length
-                    elif number == numbers["name"]:
-                        name = bytes(buffer[at : at + length]).decode(errors="replace")
-                    elif number == numbers["dims"]:
-                        dims += 2  # > packed: as many as matter
-                    at += length
-                    continue
-                if number == numbers["data_type"] and tag & 7 == 0:
-                    data_type = _varint(buffer, at, last)[0]
-                dims += number == numbers["dims"]
-                at = _skip(buffer, at, last, tag & 7)
-            if raw is not None and raw[1] >= least:
-                yield *raw, data_type, dims, name
-
-
-def _messages(buffer: memoryview, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    """Start and end of each field of number `wanted`."""
-    at = start
-    while at < end:
-        tag, at = _varint(buffer, at, end)
-        if tag & 7 != 2:
-            at = _skip(buffer, at, end, tag & 7)
-            continue
-        length, at = _varint(buffer, at, end)
-        if at + length > end:
-            msg = f"a field at byte {at} claims {length} bytes, more than the file has"
-            raise ValueError(msg)
-        if tag >> 3 == wanted:
-            yield at, at + length
-        at += length
-
-
 def _reference(index: int) -> bytes:
     """The TensorProto fields that stand for the weight `index`."""
     stub = onnx.TensorProto(data_location=onnx.TensorProto.EXTERNAL)
@@ -193,6 +162,8 @@ def _reference(index: int) -> bytes:
 
 
 def _varint(buffer: memoryview, at: int, end: int) -> tuple[int, int]:
+    if at < end and buffer[at] < 0x80:
+        return buffer[at], at + 1
     value = shift = 0
     while at < end and shift < 70:
         byte = buffer[at]
