@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive.batches import Batch, Stream
-from onnx_compress.archive.factors import pack_factors, regression
+from onnx_compress.archive.factors import pack_factors, regression, unpack_factors
 from onnx_compress.archive.families import FLAGS, GAPS, LEFT, PLANES, RESTS
 from onnx_compress.archive.fields import Reader, Writer, damaged
 from onnx_compress.archive.streams import counts_of, entropy, plan_stream, plan_taps, raw_stream, read_stream
@@ -186,19 +186,21 @@ def _taps(symbols: Array, taps: int) -> tuple[bytes, Array]:
 def _read_taps(
     head: Reader, body: Reader, taps: int, shape: tuple[int, int], batch: Pending
 ) -> Callable[[], Array]:
-    factors = [np.frombuffer(head.raw(tap), np.int8).astype(np.float32) for tap in range(1, taps)]
+    packed = unpack_factors(head, taps, 0).astype(np.float32)
+    factors = [np.concatenate([[np.float32(1)], packed[tap, :tap]]) for tap in range(1, taps)]
     stream = read_stream(head, body, *shape, batch)
 
     def found() -> Array:
-        rest = stream().reshape(-1, taps).T
-        kernels = np.empty(rest.shape, np.float32)
-        kernels[0] = rest[0]
-        kernels[0] -= 128
+        rest = np.bitwise_xor(stream().reshape(-1, taps).T, np.uint8(128), order="C")
+        kernels = np.empty((1 + taps, rest.shape[1]), np.float32)
+        kernels[0] = 32  # > a half, in 64ths
+        kernels[1] = rest[0].view(np.int8)
         for tap, factor in enumerate(factors, 1):
-            foretold = (factor @ kernels[:tap]).astype(np.int32)
-            # > modulo 256, as bytes
-            kernels[tap] = (rest[tap] + ((foretold + 32) >> 6).astype(np.uint8) - np.uint8(128)).view(np.int8)
-        return (kernels.T.astype(np.int16) + 128).astype(np.uint8).reshape(shape)
+            foretold = (factor @ kernels[: 1 + tap]).astype(np.int32)
+            foretold >>= 6
+            rest[tap] += foretold.astype(np.uint8)  # > modulo 256
+            kernels[1 + tap] = rest[tap].view(np.int8)
+        return np.bitwise_xor(rest.T, np.uint8(128), order="C").reshape(shape)
 
     return found
 

@@ -64,13 +64,13 @@ def frequencies(weights: Array) -> Array:
     shared = np.where(rare, 0, weights)
     total = np.maximum(shared.sum(axis=1, keepdims=True), 1)
     spare = SLOTS - rare.sum(axis=1, keepdims=True)
-    found = shared * spare // total + rare
-    order = np.argsort(-np.where(shared > 0, shared * spare % total, -1), axis=1, kind="stable")
-    missing = SLOTS - found.sum(axis=1, keepdims=True)
-    np.put_along_axis(
-        found, order, np.take_along_axis(found, order, 1) + (np.arange(found.shape[1]) < missing), 1
-    )
+    shared *= spare
+    found = shared // total
+    rest = np.where(shared > 0, shared - found * total, -1) * SYMBOLS - np.arange(found.shape[1])
+    found += rare
+    missing = SLOTS - found.sum(axis=1)
     rows, most = np.arange(len(found)), weights.argmax(axis=1)
+    found += rest > np.sort(rest, axis=1)[rows, found.shape[1] - 1 - missing, np.newaxis]
     found[rows, most] = np.minimum(found[rows, most], SLOTS - 1)  # > what twelve bits hold
     return found.astype(np.uint32)
 
