@@ -314,3 +314,10 @@ def test_codes_are_those_of_inputs_of_any_size(inputs: int) -> None:
     assert (expected != nearest(rows, scale, 8)).any()
     found = compensated(rows, gram * 1e36, scale, 8)
     assert np.mean(found == expected) > 0.999  # > ties of float32 may fall to either side
+
+
+@pytest.mark.filterwarnings("error")
+def test_infinite_inputs_leave_the_nearest_codes() -> None:
+    rows, scale = np.random.default_rng(0).normal(size=(6, 40)), np.full(6, 0.05)
+    found = compensated(rows, np.full((40, 40), np.inf), scale, 8)
+    np.testing.assert_array_equal(found, nearest(rows, scale, 8))

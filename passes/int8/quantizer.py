@@ -312,7 +312,7 @@ def compensated(rows: Array, gram: Array, scale: Array, bits: int, method: str =
     """The codes of GPTQ or AdaRound, but for rows (of N) where the nearest codes have the smaller E|(w − Q)ᵀ x|²."""
     near = rounding.nearest(rows, scale, bits)
     level = float(np.trace(gram))
-    if not level > 0:
+    if not 0 < level < np.inf:
         return near
     if level > HUGE:  # > the codes are the same in any unit, and float32 must hold its products
         gram = gram / level
