@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
+import onnxruntime as ort
+import pytest
+from int8_cases import build, normal
 from numpy.typing import NDArray
 
 from onnx_compress.contract import Job, Result
 from onnx_compress.model.check import check
 from onnx_compress.model.codebook import codebook_of
 from onnx_compress.model.document import Model
+from onnx_compress.model.prepare import prepare
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.cluster import Cluster
 from onnx_compress.passes.int8 import Int8
@@ -20,24 +23,13 @@ from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
 from onnx_compress.runtime.session import Session, input_specs
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 Array = NDArray[Any]
 RNG = np.random.default_rng(0)
 PLAIN = Int8(keep_if="always", tolerance=None, calibrate="minmax", rounding="nearest")
 X = RNG.normal(size=(32, 3, 8, 8)).astype(np.float32)
-
-
-def normal(*shape: int) -> Array:
-    return (RNG.normal(size=shape) / np.sqrt(max(int(np.prod(shape[1:])), 1))).astype(np.float32)
-
-
-def build(nodes: str, weights: dict[str, Array]) -> Model:
-    proto = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["": 17]> test (float[N,3,8,8] x) => (float[N,M] y) {{ {nodes} }}'
-    )
-    proto.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}{number}"
-    return Model.from_proto(proto)
 
 
 def data_of(model: Model) -> Data:
@@ -120,3 +112,22 @@ def test_a_model_that_is_quantized_for_the_most_part_is_left() -> None:
     again = run(PLAIN, once)
     assert again.model is once
     assert [skip.why for skip in again.skips] == ["the model is quantized already"]
+
+
+def test_layers_of_another_domain_stay_as_they_are(tmp_path: Path) -> None:
+    """onnxruntime saves an optimized model with convolutions of its own, whose weights are laid out in blocks of channels."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "laid_out.onnx")
+    options.log_severity_level = 4
+    weights = {"w": normal(32, 3, 3, 3), "v": normal(32, 32, 3, 3), "g": normal(512, 40)}
+    nodes = "a = Conv(x, w) r = Relu(a) c = Conv(r, v) f = Flatten(c) y = Gemm(f, g)"
+    proto = build(nodes, weights).to_proto()
+    ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model = prepare(Model.load(tmp_path / "laid_out.onnx"), None).model
+    own = [node.name for node in model.proto.graph.node if node.op_type == "Conv" and node.domain]
+    if not own:
+        pytest.skip("onnxruntime lays nothing out in blocks on this processor")
+    result = run(PLAIN, model)
+    assert [change.what for change in result.changes] == ["quantize"]
+    reasons = {skip.node: skip.why for skip in result.skips}
+    assert all(reasons[name].endswith("Conv is no standard layer") for name in own)

@@ -22,6 +22,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.packing import Packing
 
 if TYPE_CHECKING:
@@ -341,4 +342,4 @@ def _maker(tensor: gs.Tensor, op: str) -> gs.Node | None:
     if isinstance(tensor, gs.Constant) or len(tensor.inputs) != 1:
         return None
     node = tensor.inputs[0]
-    return node if node.op == op and node.domain in (None, "", "ai.onnx") else None
+    return node if node.op == op and is_standard(node) else None

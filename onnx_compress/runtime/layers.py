@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -85,7 +87,7 @@ def layer_input(node: gs.Node, shapes: Mapping[str, Shape] | None = None) -> Lay
 
     shapes: of tensors by name; used to find the axis that counts samples where it is not the first.
     """
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return f"{node.domain}.{node.op} is no standard layer"
     if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return f"{node.op} multiplies no weight matrix"

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Skip
 from onnx_compress.model.codebook import Codebook, Shared, Storage, codebook_of, store
+from onnx_compress.model.domains import is_standard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -140,7 +141,7 @@ def _redirect(weight: Weight, tensor: gs.Tensor) -> None:
 
 
 def _roles(node: gs.Node) -> list[int]:
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return []
     return [index for index in ROLES.get(node.op, ()) if index < len(node.inputs)]
 

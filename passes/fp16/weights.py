@@ -13,6 +13,7 @@ from onnx import TensorProto
 
 from onnx_compress.contract import Skip
 from onnx_compress.model.codebook import codebook_of
+from onnx_compress.model.domains import is_standard
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -68,7 +69,7 @@ def find_weights(surgery: Surgery, exclude: str | None = None) -> tuple[list[Wei
         for index, tensor in enumerate(node.inputs):
             if not isinstance(tensor, gs.Constant):
                 continue
-            if node.domain not in (None, "", "ai.onnx"):
+            if not is_standard(node):
                 barred[id(tensor)] = f"{node.domain}.{node.op} reads it"
             if id(node) in books or (node.op in SCALED and index):
                 barred[id(tensor)] = ""

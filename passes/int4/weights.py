@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Skip
 from onnx_compress.model.codebook import codebook_of
+from onnx_compress.model.domains import is_standard
 from onnx_compress.runtime.layers import LayerInput, layer_input
 
 if TYPE_CHECKING:
@@ -119,11 +120,6 @@ def find_weights(
         elif reason:
             skips.append(Skip(weight.name, reason))
     return kept, skips
-
-
-def is_standard(node: gs.Node) -> bool:
-    """Whether the node is one of ONNX's own domain."""
-    return node.domain in (None, "", "ai.onnx")
 
 
 def _roles(node: gs.Node) -> tuple[int, ...]:

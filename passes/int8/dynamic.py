@@ -13,6 +13,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.storage import LEAST, Stored
 
@@ -69,7 +70,7 @@ def dynamic(model: Model, names: Collection[str], bits: int = 8) -> tuple[Model,
 
 def _weights(node: gs.Node) -> list[int]:
     """Which inputs of a candidate are its weights; none of another node."""
-    if node.domain not in (None, "", "ai.onnx") or len(node.inputs) < 2:
+    if not is_standard(node) or len(node.inputs) < 2:
         return []
     if node.op == "LSTM":
         plain = not node.attrs.get("layout", 0) and (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.kinds import LAYERS, weight_of
 
@@ -39,7 +40,7 @@ def islands(model: Model) -> dict[str, str] | None:
         elif node.op not in CONVERSIONS and _beside(node):
             coded += node.op in LAYERS
             found[node.name] = "it stands beside a conversion of a model that is quantized in part"
-        elif node.op in LAYERS and weight_of(node) is not None:
+        elif node.op in LAYERS and is_standard(node) and weight_of(node) is not None:
             floats += 1
     return None if coded > floats or (coded and not floats) else found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.runtime.layers import own_bias
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -39,6 +40,8 @@ def weight_of(node: gs.Node) -> gs.Constant | None:
 
 def unfit(node: gs.Node) -> str | None:
     """Why a layer cannot run in integers, or None."""
+    if not is_standard(node):
+        return f"{node.domain}.{node.op} is no standard layer"
     weight = weight_of(node)
     if weight is None:
         given = len(node.inputs) > 1 and not node.inputs[1].inputs
@@ -78,7 +81,7 @@ def data_inputs(node: gs.Node) -> list[int]:
 
 def can_follow(node: gs.Node) -> bool:
     """Whether onnxruntime has an integer form of this node, as far as the node alone tells."""
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return False
     inputs = [node.inputs[at] for at in data_inputs(node)] if node.inputs else []
     if not inputs or all(isinstance(tensor, gs.Constant) for tensor in inputs):
@@ -110,6 +113,8 @@ def _moderate(constant: gs.Constant) -> bool:
 
 def clips(node: gs.Node) -> bool:
     """Whether this node only clips, to bounds that are known and include zero."""
+    if not is_standard(node):
+        return False
     if node.op == "Relu":
         return True
     if node.op != "Clip":

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.placement import ORT, place
 
@@ -41,7 +42,7 @@ def _lowered(
     _name(surgery)
     made: dict[str, set[str]] = {}
     for node in list(surgery.graph.nodes):
-        rule = RULES.get(node.op) if only is None or node.name in only else None
+        rule = RULES.get(node.op) if is_standard(node) and (only is None or node.name in only) else None
         new = rule(surgery, node, shapes) if rule else None
         if new is None:
             continue
@@ -128,7 +129,8 @@ def _gate(
     shift = surgery.constant("shift", np.array(beta / alpha, np.float32))
     maker = source.inputs[0] if alone and len(source.inputs) == 1 and len(source.outputs) == 1 else None
     seen = any(output is source for output in surgery.graph.outputs)
-    if maker is not None and not seen and maker.op == "Conv" and _biased(surgery, maker, beta / alpha):
+    conv = maker is not None and not seen and maker.op == "Conv" and is_standard(maker)
+    if conv and _biased(surgery, maker, beta / alpha):
         added, first = source, []
     else:
         first = [surgery.node("Add", "shifted", [source, shift])]
@@ -213,6 +215,8 @@ def _product_and_bias(surgery: Surgery, node: gs.Node, shapes: Mapping[str, Shap
     if product is None or bias is None or product.inputs[0].op != "MatMul" or len(product.outputs) != 1:
         return None
     matmul = product.inputs[0]
+    if not is_standard(matmul):
+        return None
     source, weight = matmul.inputs
     shape = shapes.get(source.name)
     if not isinstance(weight, gs.Constant) or len(weight.shape) != 2 or not shape or len(shape) < 2:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.kinds import clip_bounds
 from onnx_compress.runtime.layers import weight_rows
@@ -69,7 +70,11 @@ def chains(graph: gs.Graph) -> Iterator[Chain]:
     for node in graph.nodes:
         if not node.name or named[node.name] > 1:
             continue
-        if node.op not in ("Conv", "Gemm", "LayerNormalization") or not _constant(node):
+        if (
+            node.op not in ("Conv", "Gemm", "LayerNormalization")
+            or not is_standard(node)
+            or not _constant(node)
+        ):
             continue
         if node.op == "Gemm" and (node.attrs.get("alpha", 1.0) != 1.0 or node.attrs.get("beta", 1.0) != 1.0):
             continue
@@ -79,6 +84,8 @@ def chains(graph: gs.Graph) -> Iterator[Chain]:
         tensor, top = node.outputs[0], float("inf")
         while not smooth and id(tensor) not in outputs and len(tensor.outputs) == 1:
             after = tensor.outputs[0]
+            if not is_standard(after):
+                break
             if after.op == "Clip" and not all(
                 isinstance(bound, gs.Constant) for bound in after.inputs[1:] if bound.name
             ):
@@ -126,6 +133,8 @@ def _constant(node: gs.Node) -> bool:
 def _reads(node: gs.Node, tensor: gs.Tensor, axis: int) -> bool:
     """Whether a layer multiplies the channels of `tensor` by a weight of its own."""
     if node.op not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2 or node.inputs[0] is not tensor:
+        return False
+    if not is_standard(node):
         return False
     weight = node.inputs[1]
     if (

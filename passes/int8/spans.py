@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.passes.int8.kinds import FIXED, SHARED, clip_bounds, clips, data_inputs
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx_graphsurgeon as gs
 
     Span = tuple[float, float]  # the least and the largest value
@@ -31,17 +35,18 @@ def tensor_spans(graph: gs.Graph) -> dict[str, Span]:
     """Of every tensor that a node of the main graph makes or reads, by name."""
     found: dict[str, Span] = {}
     for node in graph.nodes:
-        span = ANYTHING
-        if clips(node):
-            span = clip_bounds(node)
-        elif node.op in FIXED:
-            span = FIXED[node.op]
-        elif node.op in KEPT and node.inputs:
-            span = NOTHING
-            for at in data_inputs(node):
-                span = union(span, found.get(node.inputs[at].name, ANYTHING))
         for tensor in node.inputs:
             found.setdefault(tensor.name, ANYTHING)
-        for tensor in node.outputs:
-            found[tensor.name] = span
+        found |= dict.fromkeys((tensor.name for tensor in node.outputs), _span(node, found))
     return found
+
+
+def _span(node: gs.Node, found: Mapping[str, Span]) -> Span:
+    """Of what `node` makes."""
+    if clips(node):
+        return clip_bounds(node)
+    if not is_standard(node):
+        return ANYTHING
+    if node.op not in KEPT:
+        return FIXED.get(node.op, ANYTHING)
+    return functools.reduce(union, (found[node.inputs[at].name] for at in data_inputs(node)), NOTHING)

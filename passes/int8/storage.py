@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.surgery import Surgery
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def store(model: Model, keep: set[str]) -> tuple[Model, list[Stored]]:
 
 def places(node: gs.Node) -> Iterator[tuple[int, tuple[int, ...]]]:
     """The inputs of `node` that may be its weights, each with the axes along which one scale is shared."""
-    if node.domain not in (None, "", "ai.onnx"):
+    if not is_standard(node):
         return
     ranks = [len(tensor.shape or ()) for tensor in node.inputs]
     if node.op in ("LSTM", "GRU", "RNN"):

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.storage import LEAST, Stored
 
@@ -58,7 +59,7 @@ def weight_only(
 
 def weight_of_product(node: gs.Node) -> gs.Constant | None:
     """The matrix of a MatMul or Gemm that this module quantizes."""
-    if node.domain not in (None, "", "ai.onnx") or node.op not in ("MatMul", "Gemm"):
+    if not is_standard(node) or node.op not in ("MatMul", "Gemm"):
         return None
     weight = node.inputs[1]
     plain = all(float(node.attrs.get(key, 1.0)) == 1 for key in ("alpha", "beta"))
@@ -112,7 +113,7 @@ def _as_matmul(surgery: Surgery, graph: gs.Graph, node: gs.Node) -> None:
 
 
 def _is_lookup(node: gs.Node) -> bool:
-    plain = node.op == "Gather" and node.domain in (None, "", "ai.onnx")
+    plain = node.op == "Gather" and is_standard(node)
     return plain and not int(node.attrs.get("axis", 0)) and _fits(node.inputs[0])
 
 

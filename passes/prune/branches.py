@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.surgery import Surgery
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def branches(model: Model, shapes: Mapping[str, Shape]) -> list[Branch]:
     readers = _readers(surgery)
     found = []
     for node in surgery.graph.nodes:
-        if node.op not in ("Add", "Sum") or len(node.inputs) != 2 or node.domain not in (None, "", "ai.onnx"):
+        if node.op not in ("Add", "Sum") or len(node.inputs) != 2 or not is_standard(node):
             continue
         sizes = {shapes.get(tensor.name) for tensor in [*node.inputs, *node.outputs]}
         if len(sizes) != 1 or None in sizes:

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Skip
 from onnx_compress.model.codebook import codebook_of
+from onnx_compress.model.domains import is_standard
 from onnx_compress.runtime.layers import LayerInput, layer_input, weight_from_rows, weight_index, weight_rows
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def find_layers(
                 skips.append(Skip(node.name, "its weight is quantized already"))
             if node.op in OTHERS:
                 skips.append(Skip(node.name, f"weights of {node.op} are not made sparse"))
-            if node.op not in OPS or node.domain not in (None, "", "ai.onnx"):
+            if node.op not in OPS or not is_standard(node):
                 continue
             why = "inside a body of If, Loop or Scan" if graph is not surgery.graph else None
             why = why or ("excluded" if exclude and re.search(exclude, node.name) else None)

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from onnx_compress.contract import Skip
+from onnx_compress.model.domains import is_standard
 from onnx_compress.runtime.layers import weight_rows
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def find_layers(
         for node in graph.nodes:
             if node.op in OTHERS and any(isinstance(tensor, gs.Constant) for tensor in node.inputs):
                 skips.append(Skip(node.name, f"{node.op} is not factored"))
-            if node.op not in OPS or node.domain not in (None, "", "ai.onnx"):
+            if node.op not in OPS or not is_standard(node):
                 continue
             why = "inside a body of If, Loop or Scan" if graph is not surgery.graph else None
             why = why or ("excluded" if exclude and re.search(exclude, node.name) else None)

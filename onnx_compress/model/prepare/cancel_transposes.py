@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.prepare.edits import Edit
 from onnx_compress.model.prepare.passthrough import remove, replace_reads
 
@@ -59,7 +60,6 @@ _UNARY = {
     *("ThresholdedRelu", "Swish"),
 }
 _BINARY = {"Add", "Sub", "Mul", "Div", "Max", "Min", "PRelu"}
-_STANDARD = (None, "", "ai.onnx")
 
 
 def cancel_transposes(surgery: Surgery) -> list[Edit]:
@@ -108,7 +108,7 @@ def _join(graph: gs.Graph, own: set[int], returned: set[int]) -> list[Edit]:
 
 
 def _is_transpose(node: gs.Node) -> bool:
-    return node.op == "Transpose" and node.domain in _STANDARD and "perm" in node.attrs
+    return node.op == "Transpose" and is_standard(node) and "perm" in node.attrs
 
 
 def _producer(tensor: gs.Tensor, own: set[int]) -> gs.Node | None:
@@ -120,7 +120,7 @@ def _producer(tensor: gs.Tensor, own: set[int]) -> gs.Node | None:
 
 def _transposes_above(node: gs.Node, own: set[int], returned: set[int]) -> list[gs.Node]:
     """The Transposes, all alike, that give every input of `node` that is no constant; none where it cannot move."""
-    if node.domain not in _STANDARD or len(node.outputs) != 1:
+    if not is_standard(node) or len(node.outputs) != 1:
         return []
     if node.op not in _UNARY | _BINARY | {"Concat"} or (node.op == "Concat" and "axis" not in node.attrs):
         return []

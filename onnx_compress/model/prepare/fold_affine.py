@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.prepare.edits import Edit
 from onnx_compress.model.prepare.passthrough import remove
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from onnx_compress.model.surgery import Surgery
 
     Array = NDArray[Any]
-
-_STANDARD = (None, "", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def fold_affine(surgery: Surgery, shapes: Mapping[str, Shape]) -> list[Edit]:
         gone: set[int] = set()
         own = {id(node) for node in graph.nodes}
         for node in graph.nodes:
-            if graph.opset < 7 or node.op not in _AFFINE or node.domain not in _STANDARD:
+            if graph.opset < 7 or node.op not in _AFFINE or not is_standard(node):
                 continue
             layer = _producer(node, own, returned)
             shift = layer if layer is not None and layer.op == "Add" else None
@@ -94,7 +93,7 @@ def _producer(node: gs.Node, own: set[int], returned: set[int]) -> gs.Node | Non
     if len(tensor.inputs) != 1 or len(tensor.outputs) != 1 or id(tensor) in returned:
         return None
     producer = tensor.inputs[0]
-    return producer if id(producer) in own and producer.domain in _STANDARD else None
+    return producer if id(producer) in own and is_standard(producer) else None
 
 
 def _is_layer(layer: gs.Node, shapes: Mapping[str, Shape]) -> bool:

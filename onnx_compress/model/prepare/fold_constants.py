@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.prepare.edits import Edit
 from onnx_compress.model.prepare.evaluate import PLAIN, evaluate, size
 from onnx_compress.model.prepare.uses import uses
@@ -138,7 +139,7 @@ _COMPARED = 1024  # bytes below which constants are the same if their bytes are
 
 
 def _foldable(node: onnx.NodeProto, given: dict[str, TensorProto]) -> bool:
-    if node.domain not in ("", "ai.onnx") or node.op_type in _KEPT or any(True for _ in bodies(node)):
+    if not is_standard(node) or node.op_type in _KEPT or any(True for _ in bodies(node)):
         return False
     if node.op_type == "Cast":
         # the indices or the integers of a weight stored small

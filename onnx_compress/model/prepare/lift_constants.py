@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from onnx import TensorProto
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.prepare.edits import Edit
 from onnx_compress.model.walk import graphs
 
@@ -26,7 +27,7 @@ def lift_constants(model: Model) -> list[Edit]:
         returned = {value.name for value in graph.output}
         lifted: dict[int, TensorProto] = {}
         for index, node in enumerate(graph.node):
-            if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+            if node.op_type != "Constant" or not is_standard(node):
                 continue
             tensor = None if node.output[0] in returned else _value(model, node)
             if tensor is not None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.prepare.edits import Edit
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def replace_reads(old: gs.Tensor, new: gs.Tensor) -> None:
 
 def hands_on(node: gs.Node, opset: int) -> bool:
     """Whether the first output of `node` is its first input, whatever that is, and nobody reads another output."""
-    if node.domain not in (None, "", "ai.onnx") or any(tensor.outputs for tensor in node.outputs[1:]):
+    if not is_standard(node) or any(tensor.outputs for tensor in node.outputs[1:]):
         return False
     if node.op == "Identity":
         return True

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
+from onnx_compress.model.domains import is_standard
 from onnx_compress.model.prepare.edits import Edit
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def unshare(surgery: Surgery) -> list[Edit]:
     edits = []
     for graph in surgery.graphs():
         for node in graph.nodes:
-            if node.domain not in (None, "", "ai.onnx"):
+            if not is_standard(node):
                 continue
             for index in _OWN.get(node.op, ()):
                 if index >= len(node.inputs) or not _is_vector(node.inputs[index]):
