@@ -109,27 +109,29 @@ def _joined(table: Array, fine: list[Array], cost: int) -> tuple[list[Array], Ar
     """Intervals of each kind of class and their counts: neighbours are joined while that costs less than `cost` bits a table."""
     places = list(fine)
     while True:
-        best = None
+        best: tuple[float, int, Array] | None = None
         for axis in range(len(places)):
             if table.shape[axis] > 1:
-                lost, at = _least_loss(np.moveaxis(table, axis, 0))
                 saved = cost * (table[..., 0].size // table.shape[axis])
-                if best is None or lost - saved < best[0]:
-                    best = lost - saved, axis, at
+                loss = _losses(np.moveaxis(table, axis, 0)) - saved
+                least = float(loss.min())
+                if best is None or least < best[0]:
+                    best = least, axis, loss
         if best is None or best[0] > 0:
             return places, table
-        _, axis, at = best
-        table = np.add.reduceat(table, [i for i in range(table.shape[axis]) if i != at + 1], axis=axis)
-        places[axis] = places[axis] - (places[axis] > at)
+        _, axis, loss = best
+        # > all pairs that lose less than those beside them, at once: none has a neighbour in common
+        before, after = np.append(np.inf, loss[:-1]), np.append(loss[1:], np.inf)
+        starts = np.append(True, (loss > 0) | (loss >= before) | (loss > after))
+        table = np.add.reduceat(table, np.flatnonzero(starts), axis=axis)
+        places[axis] = (starts.cumsum() - 1).astype(np.uint8)[places[axis]]
 
 
-def _least_loss(table: Array) -> tuple[float, int]:
-    """Which neighbours along the first axis are joined at the least loss, in bits, and that."""
+def _losses(table: Array) -> Array:
+    """Bits lost where neighbours along the first axis are joined."""
     alone = _entropies(table)
     both = _entropies(table[1:] + table[:-1]) - alone[1:] - alone[:-1]
-    loss = both.reshape(len(both), -1).sum(axis=1)
-    at = int(loss.argmin())
-    return float(loss[at]), at
+    return both.reshape(len(both), -1).sum(axis=1)
 
 
 def _entropies(counts: Array) -> Array:

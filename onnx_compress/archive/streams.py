@@ -31,6 +31,7 @@ _PEAK = 0.25  # share of the commonest symbol from which on it has classes of it
 _FEW = 4  # symbols up to which it has not
 _SAMPLE = 1 << 16  # symbols that tell whether a stream can be coded at all
 _HOPELESS = 7.97  # bits a symbol of the sample from which on it is stored raw
+_PAIRS = 1 << 17  # symbols from which on they are counted two at a time
 _PROBE = 1 << 15  # bytes on which zstd is tried first
 _MATCHED = 0.9  # of the sample's bytes, above which matches alone do not bring it
 _NEAR = 1.5  # times the entropy's bytes, above which they bring less than frequencies
@@ -140,10 +141,17 @@ def entropy(counts: Array) -> float:
 
 
 def counts_of(flat: Array) -> Array:
-    """How often each byte occurs; in chunks, because bincount makes 8-byte integers."""
-    counts = np.zeros(256, np.int64)
-    for start in range(0, flat.size, 1 << 18):
-        counts += np.bincount(flat[start : start + (1 << 18)], minlength=256)
+    """How often each byte occurs; of many two at a time, and in chunks, because bincount makes 8-byte integers."""
+    if flat.size < _PAIRS:
+        return np.bincount(flat, minlength=256)
+    pairs = np.zeros(1 << 16, np.int64)
+    whole = np.ascontiguousarray(flat[: flat.size & ~1]).view(np.uint16)
+    for start in range(0, whole.size, _PAIRS):
+        pairs += np.bincount(whole[start : start + _PAIRS], minlength=1 << 16)
+    square = pairs.reshape(256, 256)
+    counts: Array = square.sum(axis=0) + square.sum(axis=1)
+    if flat.size & 1:
+        counts[flat[-1]] += 1
     return counts
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _MOST = 4095  # of a number, either way
 _STEPS = 6  # Newton's
+_NO_STEP = 0.02  # in a tilt, over the whole reach, in nats
 _NEAR = 8  # distance from the centre from which on so many symbols are one
 
 
@@ -100,6 +101,8 @@ def _newton(counts: Array, base: Array, center: int) -> Array:
         slope = aim - size[:, None] * mean - 0.1 * theta
         step = np.linalg.solve(size[:, None, None] * covariance + 0.1 * np.eye(3), slope[..., None])[..., 0]
         theta += np.clip(step, -3, 3)
+        if np.abs(step).max() < _NO_STEP:
+            break
     point = (1 << _fine(away)) / reach
     whole = -theta / eighth * [point, point, 1]
     return np.clip(np.rint(whole), -_MOST, _MOST).astype(np.int64)
