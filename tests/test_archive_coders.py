@@ -99,6 +99,22 @@ def test_sparse_kernels_are_smaller_than_by_xz(radix: int, tmp_path: Path) -> No
     assert size < 0.95 * len(lzma.compress(source.read_bytes(), preset=9))
 
 
+def test_kernels_of_many_blocks_come_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A block smaller than a tensor, none of whose sizes it divides; the report's columns are measured all the same."""
+    from onnx_compress.archive import batches, promises
+
+    rng = np.random.default_rng(1)
+    kernels = [
+        np.rint(rng.laplace(0, 2, (rows, 48, 3, 3))).clip(-127, 127).astype(np.int8) for rows in (40, 33)
+    ]
+    source = model_of(tmp_path / "a.onnx", *kernels)
+    whole = round_trip(source, tmp_path / "f")["after"]["bytes"]
+    for module in (batches, promises):
+        monkeypatch.setattr(module, "BLOCK", 1000)
+    assert round_trip(source, tmp_path / "f")["after"]["bytes"] < 1.01 * whole
+    pack(source=str(source), target=str(tmp_path / "b.ocz"), details=True)
+
+
 @pytest.mark.parametrize("reach", [1, 127])
 def test_taps_that_are_alike_take_far_less_than_each_would(reach: int, tmp_path: Path) -> None:
     """Little is left of taps that are those before them, however singular the equations are that say so."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_compress.archive import coders, families, huffman, lanes
-from onnx_compress.archive.contexts import find_contexts
+from onnx_compress.archive.contexts import BLOCK, find_contexts
 from onnx_compress.archive.families import CENTER
 from onnx_compress.archive.fields import Writer
 from onnx_compress.archive.tables import ABSENT, weights
@@ -57,11 +57,21 @@ class Stream:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A family as a batch codes it. passes: symbols and, for each, the number of its table among `levels`."""
+    """A family as a batch codes it.
+
+    passes: symbols and, for each, the number of its table among `levels`; block: so many of every pass go before the next ones.
+    """
 
     head: bytes
     passes: list[tuple[Array, Array]]
     levels: Array
+    block: int = MOST_SYMBOLS
+
+    def blocks(self) -> list[tuple[Array, Array]]:
+        """The passes as they are coded."""
+        starts = range(0, self.passes[0][0].size, self.block)
+        parts = [slice(start, start + self.block) for start in starts]
+        return [(symbols[part], tables[part]) for part in parts for symbols, tables in self.passes]
 
     def sizes(self, streams: list[Stream]) -> list[float]:
         """Bytes of each stream by these tables."""
@@ -91,7 +101,7 @@ def _family_in_contexts(streams: list[Stream]) -> _Coded:
     head.number(low)
     contexts.write(head)
     tilts.write(head)
-    return _Coded(bytes(head.buffer), list(zip(by_tap, numbers, strict=True)), tilts.levels)
+    return _Coded(bytes(head.buffer), list(zip(by_tap, numbers, strict=True)), tilts.levels, BLOCK)
 
 
 @dataclass
@@ -120,7 +130,7 @@ class Batch:
             coded = _family_in_contexts(streams) if taps else _plain_family(streams, kinds)
             head.raw(coded.head)
             first = np.uint16(len(levels))
-            for number, (symbols, tables) in enumerate(coded.passes):
+            for number, (symbols, tables) in enumerate(coded.blocks()):
                 if number == len(passes):
                     passes.append([])
                 passes[number].append((symbols, tables + first))

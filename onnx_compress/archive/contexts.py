@@ -39,6 +39,7 @@ _COARSE, _FINE = 7, 2  # bits of a magnitude, and of a value, in 64ths of its un
 _OFFSET = 1 << 13  # edges are between minus this and this
 _SAMPLE = 1 << 12  # kernels
 _AT_ONCE = 1 << 14  # symbols: what is computed of so many stays in the cache
+BLOCK = 1 << 15  # kernels that are coded one tap after the other, before the next so many are
 _MOST_MEAN = 1 << 12
 _MOST_PLAIN = 1023  # > with sizes of 10 bits and values of 9, factors of 8 and 64 taps sums stay below 2^24
 _CHOICES = ((16, 1), (8, 1), (4, 1), (2, 1), (8, 4), (4, 4), (4, 8), (2, 8), (1, 8), (8, 8))

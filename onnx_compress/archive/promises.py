@@ -17,7 +17,7 @@ from onnx_compress.archive.batches import (
     Key,
     frequencies,
 )
-from onnx_compress.archive.contexts import Contexts
+from onnx_compress.archive.contexts import BLOCK, Contexts
 from onnx_compress.archive.families import CENTER
 from onnx_compress.archive.fields import Reader, damaged
 from onnx_compress.archive.tables import weights
@@ -123,43 +123,58 @@ class _PlainExpected:
 
 
 class _ContextsExpected:
-    """All streams of a family, tap by tap."""
+    """All streams of a family, block by block, tap by tap."""
 
     def __init__(self, head: Reader, key: Key, promises: list[Promise], first: int) -> None:
-        self.passes = key[2]
-        shapes = [(rows, columns // self.passes) for rows, columns in (promise.shape for promise in promises)]
+        self._taps = key[2]
+        shapes = [(rows, columns // self._taps) for rows, columns in (promise.shape for promise in promises)]
         self._low = head.number(255)
-        self._contexts = Contexts.read(head, shapes, self.passes)
+        self._contexts = Contexts.read(head, shapes, self._taps)
         if self._low + self._contexts.symbols > 256:
             raise damaged("a stream has no symbols")
         self.levels = Tilts.read(head, self._contexts.blocks, self._contexts.symbols).levels
         self._promises, self._first = promises, first
-        self._taken: list[Array] = []
+        self._count = self._contexts.kernels.count
+        self.passes = self._taps * -(-self._count // BLOCK)
+        self._taken = 0
+
+    @cached_property
+    def _plain(self) -> Array:
+        return self._contexts.kernels.plain()
+
+    @cached_property
+    def _flat(self) -> Array:
+        return np.empty((self._count, self._taps), np.uint8)
 
     @cached_property
     def _before(self) -> tuple[Array, Array]:
-        """Magnitudes and values of the taps, as far as they are known."""
-        count = self._contexts.kernels.count
-        sizes = np.empty((1 + self.passes, count), np.float32)
-        sizes[0] = self._contexts.kernels.plain()
-        return sizes, np.empty((self.passes, count), np.float32)
+        """Magnitudes and values of a block's taps, as far as they are known."""
+        count = min(self._count, BLOCK)
+        return np.empty((1 + self._taps, count), np.float32), np.empty((self._taps, count), np.float32)
+
+    def _place(self, number: int) -> tuple[slice, int, Array, Array]:
+        """The kernels of a pass, its tap, and what is known of the taps before it."""
+        block, tap = divmod(number, self._taps)
+        part = slice(block * BLOCK, min((block + 1) * BLOCK, self._count))
+        sizes, values = (known[:, : part.stop - part.start] for known in self._before)
+        return part, tap, sizes, values
 
     def tables(self, number: int) -> Array:
-        expected = self._contexts.expected(*self._before, number)
-        return self._contexts.numbers(*expected) + np.uint16(self._first)
+        part, tap, sizes, values = self._place(number)
+        if not tap:
+            sizes[0] = self._plain[part]
+        return self._contexts.numbers(*self._contexts.expected(sizes, values, tap)) + np.uint16(self._first)
 
     def take(self, symbols: Array) -> None:
-        sizes, values = self._before
-        self._contexts.magnitudes.take(symbols, out=sizes[1 + len(self._taken)], mode="clip")
-        np.subtract(symbols, np.float32(self._contexts.center), out=values[len(self._taken)])
-        self._taken.append(symbols)
-        if len(self._taken) < self.passes:
-            return
-        flat = np.stack(self._taken, axis=1)
+        part, tap, sizes, values = self._place(self._taken)
+        self._contexts.magnitudes.take(symbols, None, sizes[1 + tap], "clip")
+        np.subtract(symbols, np.float32(self._contexts.center), values[tap])
+        self._flat[part, tap] = symbols
+        self._taken += 1
         at = 0
-        for promise in self._promises:
-            count = promise.size // self.passes
-            promise.symbols, promise.low = flat[at : at + count], self._low
+        for promise in self._promises if self._taken == self.passes else []:
+            count = promise.size // self._taps
+            promise.symbols, promise.low = self._flat[at : at + count], self._low
             at += count
 
 
