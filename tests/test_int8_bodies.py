@@ -181,6 +181,18 @@ def test_codes_at_the_input_are_those_of_the_main_graph(outside: bool) -> None:
     assert apart(model, result.model) < 1e-3
 
 
+@pytest.mark.parametrize("opset", [11, 12])
+def test_a_branch_of_an_old_opset_is_raised_with_the_whole_model(opset: int) -> None:
+    """Scales of channels need opset 13, and a body has the opset of the model it stands in."""
+    proto = branching().to_proto()
+    proto.opset_import[0].version = opset
+    result = run(PLAIN, Model.from_proto(proto), BOTH)
+    assert quantized(result) == {"then_1", "then_2", "else_1", "else_2"}
+    assert result.model.proto.opset_import[0].version >= 13
+    untouched = run(replace(PLAIN, tolerance=0.0), Model.from_proto(proto), BOTH)
+    assert untouched.model.to_proto() == proto
+
+
 def test_a_branch_over_the_tolerance_stays_as_it_was() -> None:
     model = branching()
     result = run(replace(PLAIN, tolerance=0.0), model, BOTH)

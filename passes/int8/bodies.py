@@ -60,16 +60,19 @@ def in_branches(search: Search, found: Found) -> Found:
     nodes = [node for node in found.model.proto.graph.node if node.op_type in BODIES and _worth(node)]
     if not nodes or found.model.nbytes > LIMIT:
         return found
+    model = search.raised(found.model)  # > the whole of it: a body has the opset of the model it stands in
+    if isinstance(model, str):
+        return _left(found, {one.name for node in nodes for one in _inside(node)}, model)
+    done = replace(found, model=model)
     for node in nodes:
         for key in BODIES[node.op_type]:
-            found = _branch(search, found, node.name, key)
-    return found
+            done = _branch(search, done, node.name, key)
+    return done if done.changes != found.changes else replace(done, model=found.model)
 
 
 def branched(model: Model) -> set[str]:
     """Names of all nodes in branches of Ifs: what is done there is done to each branch by itself."""
-    found = (node for node in model.proto.graph.node if node.op_type == "If")
-    return {one.name for node in found for attribute in node.attribute for one in _nodes(attribute.g)}
+    return {one.name for node in model.proto.graph.node if node.op_type == "If" for one in _inside(node)}
 
 
 def _branch(search: Search, found: Found, name: str, key: str) -> Found:
@@ -126,7 +129,13 @@ def _told(found: Found, inside: set[str], changes: tuple[Change, ...], skips: An
 
 
 def _worth(node: onnx.NodeProto) -> bool:
-    return any(one.op_type in WORTH for attribute in node.attribute for one in _nodes(attribute.g))
+    return any(one.op_type in WORTH for one in _inside(node))
+
+
+def _inside(node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:
+    """Every node in the bodies of `node`."""
+    for attribute in node.attribute:
+        yield from _nodes(attribute.g)
 
 
 def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

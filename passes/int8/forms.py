@@ -12,11 +12,9 @@ from onnx_compress.model.shapes import infer
 from onnx_compress.model.surgery import Surgery
 from onnx_compress.passes.int8.bodies import branched
 from onnx_compress.passes.int8.dynamic import candidates, dynamic
-from onnx_compress.passes.int8.opset import raised
 from onnx_compress.passes.int8.quantizer import POSITIONS, compensated
 from onnx_compress.passes.int8.search import Found, size
 from onnx_compress.passes.int8.weightonly import row_scale, weight_of_product, weight_only
-from onnx_compress.runtime.agreement import Reference
 from onnx_compress.runtime.layers import LayerInput, layer_input, weight_rows
 from onnx_compress.runtime.observe import Gram, observe
 
@@ -40,9 +38,7 @@ def at_run_time(search: Search, found: Found, rule: Rule) -> Found:
     """
     kept = {*search.options.kept(search.job.model), *branched(search.job.model)}
     sizes = candidates(found.model, kept)
-    model = (
-        _modern(search, found.model) if sizes else "no LSTM, MatMul or Gemm by a constant is left in float"
-    )
+    model = search.raised(found.model) if sizes else "no LSTM, MatMul or Gemm by a constant is left in float"
     if isinstance(model, str):
         return found
     bits = search.options.bits
@@ -83,7 +79,7 @@ def recurrent(model: Model, keep: Collection[str], bits: int) -> Model:
 def weights_alone(search: Search) -> Found:
     """The model with products and tables that read int8 weights under float activations, as far as tolerance and clock allow."""
     job, options = search.job, search.options
-    model = _modern(search, job.model)
+    model = search.raised(job.model)
     if isinstance(model, str):
         return search.in_float(model)
     excluded = set(options.kept(model))
@@ -97,11 +93,6 @@ def weights_alone(search: Search) -> Found:
     if not weights or not search.decide("int8 weights", job.model, changed, options.keep_if).kept:
         return Found(job.model, skips=(Skip("*", "weights in int8 are slower here, or over the tolerance"),))
     return Found(changed, changes=tuple(_changes(weights, "quantize", "int8 weights, float activations")))
-
-
-def _modern(search: Search, model: Model) -> Model | str:
-    same = Reference(model, search.held.take(4), threads=search.job.clock.threads)
-    return raised(model, same.error)
 
 
 def _rounded(search: Search, model: Model, limit: int) -> dict[str, Array]:

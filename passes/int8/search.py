@@ -82,8 +82,7 @@ class Search:
     def integer(self) -> Found:
         """The most of the model in integers that is within the bound."""
         job = self.job
-        same = Reference(job.model, self.held.take(4), threads=job.clock.threads)
-        model = raised(job.model, same.error, self.options.opset)
+        model = self.raised(job.model)
         if isinstance(model, str):
             return self.in_float(model)
         model = self._balanced(model)
@@ -110,6 +109,11 @@ class Search:
         if best is None:
             return self.in_float(f"with any layer in int8 it misses {asked(job, self.options.tolerance)}")
         return self._found(Made(quantizer, *best, followers=error <= less))
+
+    def raised(self, model: Model) -> Model | str:
+        """`model` in the opset that the codes need, or why that cannot be."""
+        same = Reference(model, self.held.take(4), threads=self.job.clock.threads)
+        return raised(model, same.error, self.options.opset)
 
     def affordable(self, samples: int, work: float) -> int:
         """How many of so many samples the model runs with no more than `work` multiply-adds."""
