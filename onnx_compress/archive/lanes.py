@@ -124,7 +124,9 @@ def encode(symbols: Array, tables: Array, freq: Array, state: Array) -> tuple[by
     many = lanes * max(1, _AT_ONCE // lanes)
     for begin in range((max(symbols.size, 1) - 1) // many * many, -1, -many):
         part = slice(begin, begin + many)
-        keys = tables[part].astype(np.int64) * SYMBOLS + symbols[part]
+        keys = tables[part].astype(np.intp)
+        keys *= SYMBOLS
+        keys += symbols[part]
         words += _backwards(whole, frequency.take(keys), first.take(keys))
     sent = np.concatenate([*words[::-1], np.empty(0, np.uint32)])
     return sent.astype("<u2").tobytes(), whole.astype(np.uint32)  # > the low halves

@@ -34,7 +34,7 @@ _HOPELESS = 7.97  # bits a symbol of the sample from which on it is stored raw
 _PAIRS = 1 << 17  # symbols from which on they are counted two at a time
 _PROBE = 1 << 15  # bytes on which zstd is tried first
 _MATCHED = 0.9  # of the sample's bytes, above which matches alone do not bring it
-_NEAR = 1.5  # times the entropy's bytes, above which they bring less than frequencies
+_NEAR = 1.25  # times the entropy's bytes, above which matches alone leave too much
 _GAIN = 0.9  # of the entropy's bytes that zstd must undercut on a sample to be tried on all
 
 
@@ -172,5 +172,5 @@ def repeats(data: Array) -> bool:
     if matched > _MATCHED * sample.size:
         return False
     known = order0_bits(sample) / 8 * sample.size
-    # > of zeros that stand together, too, it makes matches, but brings no more than half of what frequencies do
+    # > of zeros that stand together it makes matches, too, but is far from what frequencies give
     return matched < _NEAR * known + 64 and len(squeeze(sample, 1)) < _GAIN * known + 64
