@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from onnx_compress.contract import Job, silent
 from onnx_compress.errors import UsageError
 from onnx_compress.model.cost import cost
-from onnx_compress.model.document import Model
 from onnx_compress.model.groups import groups
 from onnx_compress.model.prepare import freeze_inputs as freeze
 from onnx_compress.model.prepare import prepare
 from onnx_compress.model.shapes import infer
 from onnx_compress.passes import known_passes
 from onnx_compress.preflight import preflight, shapes_at
+from onnx_compress.request import load_model
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import open_data, random_data
 from onnx_compress.runtime.machine import physical_cores
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from onnx_compress.contract import Pass
     from onnx_compress.model.cost import Cost
+    from onnx_compress.model.document import Model
     from onnx_compress.model.prepare import Prepared
     from onnx_compress.model.shapes import Shape
     from onnx_compress.preflight import Preflight
@@ -47,7 +48,7 @@ QUANTIZED |= {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInt
 
 
 def inspect(
-    model: str | os.PathLike[str] | Model,
+    model: Any,
     *,
     data: Any = None,
     preprocess: str | None = None,
@@ -60,6 +61,7 @@ def inspect(
 ) -> dict[str, Any]:
     """Layers, channel units and cost of a model, and what each known pass could do with it and why not.
 
+    model: as `compress` takes it: a path, a ModelProto, a Model, or anything with `.model_proto`.
     The layers are those of the prepared model, which is what passes see; `data` gives the sizes of symbolic axes, and
     `samples` of it what `sensitivity` is measured on. `ms` is the time a layer takes in one run, where its name tells it.
     self_test: also whether channels removed are channels masked, on this very model; sensitivity: the name of a pass
@@ -68,9 +70,8 @@ def inspect(
     """
     asked = None if sensitivity is None else _sensitive(sensitivity)
     progress(0, 3, "load")
-    loaded = model if isinstance(model, Model) else Model.load(model)
+    loaded = load_model(model)
     if freeze_inputs:
-        loaded = loaded.copy()
         freeze(loaded)
     wanted = 1 if asked is None else samples
     opened = (
@@ -87,7 +88,7 @@ def inspect(
         proof = prove(ready.model, shapes, flight.feeds, 0)
         found["self_test"] = {**asdict(proof), "sound": proof.sound}
     if asked is not None and flight.runs:
-        found["sensitivity"] = _sensitivity(asked, ready.model, opened, input_shapes, progress)
+        found["sensitivity"] = _sensitivity(asked, ready.model, opened, flight, progress)
     return found
 
 
@@ -141,12 +142,13 @@ def _sensitivity(
     asked: Any,
     model: Model,
     data: Data | None,
-    input_shapes: Mapping[str, tuple[int, ...]] | None,
+    flight: Preflight,
     progress: Progress,
 ) -> dict[str, Any]:
-    """What the pass measured, on `data` or on random inputs."""
-    shapes = dict(input_shapes or {})
+    """What the pass measured, on `data` or on random inputs, at sizes that the model runs with."""
+    shapes = flight.input_shapes
     used = data or random_data(input_specs(model), RANDOM_SAMPLES, 0, shapes, model)
+    used = replace(used, fixed=1) if flight.single else used
     job = Job(model, model, used, 0, Clock(physical_cores(), 0), progress=progress, input_shapes=shapes)
     rows = asked.sensitivity(job)
     return {"pass": asked.name, "samples": used.samples, "random": used.random, "rows": rows}

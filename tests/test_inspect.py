@@ -162,3 +162,25 @@ def test_parameters_of_a_unit_are_those_that_go_with_it() -> None:
         channels.remove([unit])
         gone = cost(whole, shapes).params - cost(surgery.commit(), shapes).params
         assert gone == kind["params"]
+
+
+def test_a_model_comes_as_compress_takes_it(tmp_path: Path) -> None:
+    """A path, a ModelProto, a Model or a holder; and in the sizes, and one sample at a time, that it runs with."""
+    proto = model().to_proto()
+    onnx.save(proto, tmp_path / "in.onnx")
+
+    class Holder:
+        model_proto = proto
+
+    for given in (tmp_path / "in.onnx", str(tmp_path / "in.onnx"), proto, Holder()):
+        assert inspect(given)["params"] == 132
+    with pytest.raises(InputError, match="not a path or a ModelProto"):
+        inspect(5)
+    pictures = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 17]> g (float[N,3,H,W] x) => (float[N,40] y) {
+            one = Constant<value_ints=[1,3072]>() f = Reshape(x, one) y = MatMul(f, w)
+        }"""
+    )
+    weight = np.random.default_rng(0).standard_normal((3072, 40)).astype(np.float32)
+    pictures.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    assert inspect(pictures, sensitivity="int8")["sensitivity"]["rows"]
