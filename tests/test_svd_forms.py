@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,15 +12,13 @@ from svd_cases import CASES, model_of, run, svd
 
 from onnx_compress.contract import Job
 from onnx_compress.model.cost import cost
+from onnx_compress.model.document import Model
 from onnx_compress.model.shapes import infer
 from onnx_compress.numerics.vbmf import vbmf_rank
 from onnx_compress.passes.svd import Svd
 from onnx_compress.runtime.clock import Clock
 from onnx_compress.runtime.data import Data, open_data
 from onnx_compress.runtime.session import Session, input_specs
-
-if TYPE_CHECKING:
-    from onnx_compress.model.document import Model
 
 Array = NDArray[Any]
 
@@ -212,3 +210,17 @@ def test_data_serves_every_form(name: str) -> None:
         pairs = [(run(model, feed), run(result.model, feed)) for feed in feeds[:8]]
         errors.append(sum(float(((found - wanted) ** 2).sum()) for wanted, found in pairs))
     assert max(errors[1:]) < 0.9 * errors[0]
+
+
+@pytest.mark.parametrize("opset", [9, 10, 11])
+def test_a_gemm_of_an_old_opset_stays_valid(opset: int) -> None:
+    """Before opset 11 a Gemm must add something, the first of two thin ones too."""
+    weights = {"w": of_rank(3, 24, 16), "b": np.ones(16)}
+    node = helper.make_node("Gemm", ["x", "w", "b"], ["y"], name="gemm")
+    proto = model_of([node], weights, ("N", 24), rank=2).to_proto()
+    proto.opset_import[0].version = opset
+    model = Model.from_proto(proto)
+    result = svd("svd:rank=3:keep_if=always:round_to=1", model, None)
+    assert [change.what for change in result.changes] == ["svd"]
+    x = np.random.default_rng(2).normal(size=(5, 24)).astype(np.float32)
+    np.testing.assert_allclose(run(result.model, x), run(model, x), rtol=1e-4, atol=1e-4)

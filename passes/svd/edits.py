@@ -61,11 +61,14 @@ def _chain(surgery: Surgery, node: gs.Node, steps: Sequence[Step], kind: np.dtyp
         inputs = [constant, source] if op == "Gather" else [constant, source] if left else [source, constant]
         if number == len(steps) - 1:
             inputs += node.inputs[2:]
+        elif op == "Gemm" and surgery.graph.opset < OPTIONAL_BIAS:
+            inputs.append(surgery.constant(f"{name}_nothing", np.zeros(1, kind)))
         made.append(surgery.node(op, f"{name}_{_ORDINALS[number]}", inputs, **attrs))
         source = made[-1].outputs[0]
     return made
 
 
+OPTIONAL_BIAS = 11  # the opset from which a Gemm need not add anything
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 
