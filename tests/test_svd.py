@@ -229,3 +229,13 @@ def test_outputs_that_are_constant_allow_any_rank() -> None:
     assert result.changes
     session = Session(result.model, threads=1)
     assert not session.run({"x": np.ones((1, 3, 8, 8), np.float32)})["z"].any()
+
+
+def test_outputs_that_are_no_numbers_are_aimed_at_by_nothing() -> None:
+    """The logarithm of what is below zero: every column behind it holds NaN, and the layers keep the factors of their own."""
+    model = net()
+    tensors = {tensor.name: tensor for tensor in model.proto.graph.initializer}
+    model.set_array(tensors["w0"], -np.abs(model.array(tensors["w0"])))
+    model.proto.graph.node[1].op_type = "Log"
+    result = svd("svd:rank=3:keep_if=always", model, images(model))
+    assert any(change.what in METHODS for change in result.changes)

@@ -43,10 +43,10 @@ class Gathered:
     minus: Array | None
 
     def __post_init__(self) -> None:
-        count = self.x.shape[1]
+        count = max(self.x.shape[1], 1)
         self.factors: dict[int, tuple[leastsquares.Factor, float]] = {}
         self.products: dict[int, Array] = {}
-        self.mean_x = self.x.mean(1, dtype=np.float64)
+        self.mean_x = self.x.sum(1, dtype=np.float64) / count
         self.gram = np.stack([(part.T @ part).astype(np.float64) / count for part in self.x])
 
     @cached_property

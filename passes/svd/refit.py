@@ -81,8 +81,9 @@ def refit(
             job.warnings.append(f"svd: {layer.node} and the layers behind it were not refitted: {error}")
             break
         columns = gather(layer, unfolded, target, (present, original), BYTES // 2 if quick else BYTES)
-        if layer.output not in plan and columns.x.shape[1] < LEAST * layer.weight.shape[2]:
-            continue
+        count = columns.x.shape[1]
+        if not count or (layer.output not in plan and count < LEAST * layer.weight.shape[2]):
+            continue  # > none where every column holds NaN
         option, start = plan.get(layer.output), made.get(layer.output)
         rounds = 1 if quick else ROUNDS
         made[layer.output] = fit_layer(layer, option, columns, target, start, rounds)
