@@ -45,11 +45,12 @@ class Family:
     levels: Array
 
     def numbers(self, cells: Sequence[Array]) -> Array:
-        """The table of each symbol, uint16."""
-        found = self.places[0].take(cells[0])
-        for place, cell in zip(self.places[1:], cells[1:], strict=True):
-            found = found * np.uint8(int(place.max()) + 1) + place.take(cell)
-        return found.astype(np.uint16)
+        """The table of each symbol, uint8."""
+        if len(cells) == 1:
+            return self.places[0].take(cells[0])
+        found = (self.places[0] * np.uint8(int(self.places[1][-1]) + 1)).take(cells[0])
+        found += self.places[1].take(cells[1])
+        return found
 
     @classmethod
     def read(cls, head: Reader, kinds: int) -> Family:

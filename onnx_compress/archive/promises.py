@@ -72,8 +72,11 @@ class Pending:
         last = max(one.passes for one in held) - 1
         for number in range(last + 1):
             active = [one for one in held if one.passes > number]
-            tables = [one.tables(number) for one in active]
-            every, at = np.concatenate(tables), 0
+            ends = np.cumsum([one.count(number) for one in active]).tolist()
+            every = np.empty(ends[-1], np.uint16)
+            parts = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+            for one, part in zip(active, parts, strict=True):
+                one.tables(number, every[part])
             if number == last and state is not None and room[1] > room[0]:
                 kept = max(every.size - (room[1] - room[0]), 0)
                 symbols = decode(every[:kept])
@@ -81,9 +84,8 @@ class Pending:
                 symbols = np.concatenate([symbols, cut])
             else:
                 symbols = decode(every)
-            for one, part in zip(active, tables, strict=True):
-                one.take(symbols[at : at + part.size])
-                at += part.size
+            for one, part in zip(active, parts, strict=True):
+                one.take(symbols[part])
 
 
 class _Expected(Protocol):
@@ -92,8 +94,11 @@ class _Expected(Protocol):
     levels: Array
     passes: int
 
-    def tables(self, number: int) -> Array:
-        """The tables of the symbols of a pass."""
+    def count(self, number: int, /) -> int:
+        """Symbols of a pass."""
+
+    def tables(self, number: int, out: Array, /) -> None:
+        """Fills in the tables of the symbols of a pass."""
 
     def take(self, symbols: Array) -> None:
         """Takes the symbols of the next pass."""
@@ -104,15 +109,18 @@ class _PlainExpected:
 
     def __init__(self, head: Reader, key: Key, promises: list[Promise], first: int) -> None:
         self._family = families.Family.read(head, key[1])
-        self._promises, self._first, self._kinds = promises, first, key[1]
+        self._promises, self._first = promises, first
         self.levels, self.passes = self._family.levels, 1
 
-    def tables(self, number: int) -> Array:
-        cells = [
-            np.concatenate([promise.classes[kind].cells() for promise in self._promises])
-            for kind in range(number, self._kinds)
-        ]
-        return self._family.numbers(cells) + np.uint16(self._first)
+    def count(self, _: int, /) -> int:
+        return sum(promise.size for promise in self._promises)
+
+    def tables(self, _: int, out: Array, /) -> None:
+        at = 0
+        for promise in self._promises:
+            cells = [one.cells() for one in promise.classes]
+            np.add(self._family.numbers(cells), np.uint16(self._first), out[at : at + promise.size])
+            at += promise.size
 
     def take(self, symbols: Array) -> None:
         at = 0
@@ -159,11 +167,16 @@ class _ContextsExpected:
         sizes, values = (known[:, : part.stop - part.start] for known in self._before)
         return part, tap, sizes, values
 
-    def tables(self, number: int) -> Array:
+    def count(self, number: int, /) -> int:
+        part = self._place(number)[0]
+        return part.stop - part.start
+
+    def tables(self, number: int, out: Array, /) -> None:
         part, tap, sizes, values = self._place(number)
         if not tap:
             sizes[0] = self._plain[part]
-        return self._contexts.numbers(*self._contexts.expected(sizes, values, tap)) + np.uint16(self._first)
+        found = self._contexts.numbers(*self._contexts.expected(sizes, values, tap))
+        np.add(found, np.uint16(self._first), out)
 
     def take(self, symbols: Array) -> None:
         part, tap, sizes, values = self._place(self._taken)
