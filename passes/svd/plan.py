@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from onnx_compress.contract import Skip
@@ -73,6 +74,35 @@ class Planner:
                 study, plan, study.fit if self.goal.bounded else study.data, quick=self.goal.bounded
             )
         return study.refits[key]
+
+    def settle(self, plan: dict[str, Option]) -> tuple[dict[str, Option], dict[str, Factors]]:
+        """`plan` and its factors, within the tolerance on held-out data.
+
+        What the clock leaves of a plan may be worse than the whole, in which the layers made up for each other, and a refit on
+        few samples worse than none. Where it is, the factors stay as they were fitted to their own inputs, and where that
+        misses too, the layer that does most harm goes.
+        """
+        study, goal = self.study, self.goal
+        if study.held is None or not goal.bounded:
+            return plan, self.fit(plan)
+        plan = dict(plan)
+        while plan:
+            for made in (
+                self.fit(plan),
+                {output: study.factors(output, item) for output, item in plan.items()},
+            ):
+                if study.error(apply_factors(study.job.model, made)) <= self.allowed:
+                    return plan, made
+            worst = max(plan, key=lambda output: study.harm(output, plan[output].error))
+            del plan[worst]
+            node = next(layer.node for layer in study.layers if layer.output == worst)
+            self.skips.append(Skip(node, f"with it the outputs miss {goal.bound:g}"))
+        return {}, {}
+
+    @cached_property
+    def allowed(self) -> float:
+        """The output error that the result may have: not the bound alone, as earlier passes had their own."""
+        return self.study.error(self.study.job.model) + self.goal.bound
 
     def _pays(self, layer: Layer, item: Option) -> bool:
         wasted = self.study.overheads.get((layer.output, item.form.method), 0.0)
@@ -151,10 +181,7 @@ class Planner:
         Refitting is slow, so the search measures plans without it; once it is known how much the refit gains, it goes on
         from there.
         """
-        study = self.study
-        allowed = (
-            study.error(study.job.model) + self.goal.bound
-        )  # > not the bound alone: earlier passes had their own
+        study, allowed = self.study, self.allowed
         plan = self._search(layers, share, allowed)
         if not plan or study.fit is None:
             return plan

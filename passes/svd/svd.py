@@ -90,11 +90,8 @@ class Svd:
         study.tabulate(layers, methods, goal.multiple, by=goal.by, only=self.rank)
         planner = Planner(study, goal, skips)
         plan = planner.plan(layers)
-        made = planner.fit(plan)
-        kept = self._keep(study, plan, made, skips)
-        if len(kept) < len(plan):
-            plan = {output: plan[output] for output in kept}
-            made = planner.fit(plan)
+        kept = self._keep(study, plan, planner.fit(plan), skips)
+        plan, made = planner.settle({output: plan[output] for output in plan if output in kept})
         model = apply_factors(job.model, made) if made else job.model
         changes = [
             _change(study, layer, made[layer.output], plan.get(layer.output))
